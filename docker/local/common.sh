@@ -29,7 +29,7 @@ short_hash() { printf '%s' "$1" | cksum | cut -d' ' -f1; }
 quietly() {
   local log="$LOG/$1.log" what="$2"
   shift 2
-  if ! "$@" >"$log" 2>&1 </dev/null; then
+  if ! ("$@") >"$log" 2>&1 </dev/null; then
     tail -n "$LOG_TAIL_LINES" "$log" >&2
     die "$what failed: the whole log is $log"
   fi
@@ -88,7 +88,7 @@ listener_inode() {
   local hex
   printf -v hex '%04X' "$1"
   cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
-    awk -v hex="$hex" '$4 == "0A" && $2 ~ ":" hex "$" { print $10; exit }'
+    awk -v hex="$hex" '$4 == "0A" && $2 ~ ":" hex "$" { inode = $10 } END { print inode }'
 }
 
 # require_port_free NAME: dies, naming the holder, when PORT_NAME is taken.
@@ -144,7 +144,8 @@ start_part() {
 wait_for() {
   local name="$1" deadline=$((SECONDS + $2)) limit_s="$2"
   shift 2
-  until "$@" >/dev/null 2>&1; do
+  # In a subshell, so that a signal's trap does not inherit the redirection and stop everything unheard.
+  until ("$@") >/dev/null 2>&1; do
     if ! part_runs "$name"; then
       part_failed "$name" "stopped while it was starting"
     fi
