@@ -6,19 +6,15 @@ readonly POSTGRES_READY_TIMEOUT_S=30
 # The kernel's limit of a unix socket's path, less the terminating zero.
 readonly SOCKET_PATH_MAX_BYTES=107
 
-# Postgres refuses to run as root, so root runs it as the first of these users that exists.
-postgres_user() { getent passwd postgres nobody | head -n 1 | cut -d: -f1; }
-
-# AS_POSTGRES is the prefix of every command that must run as that user; it is empty for anybody but root.
+# Postgres refuses to run as root, so root runs it as the user that Debian's package makes. AS_POSTGRES is the prefix of
+# every command that must run as that user; it is empty for anybody but root.
 AS_POSTGRES=()
-if is_root; then
-  AS_POSTGRES=(setpriv --reuid="$(postgres_user)" --regid="$(id -g "$(postgres_user)")" --clear-groups --)
-fi
+if is_root; then AS_POSTGRES=(setpriv --reuid=postgres --regid=postgres --clear-groups --); fi
 
 # own_for_postgres DIR: makes the directory, and fails when the server's user cannot reach it.
 own_for_postgres() {
   mkdir -p "$1"
-  if is_root; then chown "$(postgres_user)" "$1"; fi
+  if is_root; then chown postgres "$1"; fi
   chmod 700 "$1"
   "${AS_POSTGRES[@]}" test -w "$1" -a -x "$1"
 }
@@ -32,13 +28,13 @@ postgres_place() {
     POSTGRES_HOME="/var/tmp/$HOME_ID/postgres"
     mkdir -p "${POSTGRES_HOME%/*}"
     own_for_postgres "$POSTGRES_HOME" ||
-      die "user $(postgres_user) can reach neither $DATA nor $POSTGRES_HOME: give it search permission on the way"
+      die "user postgres can reach neither $DATA nor $POSTGRES_HOME: give it search permission on the way"
   fi
   POSTGRES_SOCKETS="$POSTGRES_HOME"
   local socket="$POSTGRES_SOCKETS/.s.PGSQL.$PORT_POSTGRES"
   if ((${#socket} > SOCKET_PATH_MAX_BYTES)); then
     POSTGRES_SOCKETS="/tmp/$HOME_ID"
-    own_for_postgres "$POSTGRES_SOCKETS" || die "user $(postgres_user) cannot use $POSTGRES_SOCKETS: remove it"
+    own_for_postgres "$POSTGRES_SOCKETS" || die "user postgres cannot use $POSTGRES_SOCKETS: remove it"
   fi
 }
 
