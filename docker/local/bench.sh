@@ -20,5 +20,9 @@ command_bench() {
   start_clean
   apply_topics
   # From the caller's directory, because a path given with --json is meant from there.
-  (cd "$CALLER" && "$BIN/sluice-load" bench "$@" 9>&-)
+  local code=0
+  (cd "$CALLER" && "$BIN/sluice-load" bench "$@" 9>&-) || code=$?
+  # Millions of records are not kept.
+  discard_stack
+  exit "$code"
 }

@@ -64,6 +64,6 @@ lint_rest() {
 # Every tracked script that a shell runs. The parts of `dev` are checked as parts of it, since they share variables.
 lint_scripts() {
   local scripts=()
-  mapfile -t scripts < <(git grep --files-with-matches -I --extended-regexp '^#!.*[/ ](ba)?sh$')
+  mapfile -t scripts < <(git grep --files-with-matches -I --extended-regexp '^#!.*[/ ](bash|sh)$')
   "$CACHE/checkers/bin/shellcheck" --external-sources --check-sourced "${scripts[@]}"
 }

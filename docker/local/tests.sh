@@ -26,6 +26,8 @@ command_test() {
   check_docker_files || code=1
   start_clean
   run_tests "$@" || code=$?
+  # What a failed test left in the parts may explain it; what passed is of no more use.
+  ((code != 0)) || discard_stack
   exit "$code"
 }
 
@@ -38,6 +40,11 @@ start_clean() {
   stop_in_order gateway processor registry kafka postgres
   purge_stack
   start_parts
+}
+
+discard_stack() {
+  stop_started
+  purge_stack
 }
 
 # A package that is named replaces the whole workspace, where cargo would silently ignore it.
