@@ -3,6 +3,7 @@
 # It never touches a cluster of the system. fsync stays on: what is measured here is what a real ledger costs.
 
 readonly POSTGRES_READY_TIMEOUT_S=30
+readonly POSTGRES_GONE_TIMEOUT_S=10
 # The kernel's limit of a unix socket's path, less the terminating zero.
 readonly SOCKET_PATH_MAX_BYTES=107
 
@@ -61,12 +62,21 @@ postgres_psql() {
     "host=127.0.0.1 port=$PORT_POSTGRES user=postgres dbname=postgres connect_timeout=2"
 }
 
+# A server that was killed leaves its lock file behind. Postgres takes that for a running server for as long as nobody
+# has reaped the process, which init may do seconds later.
+postgres_await_reaping() {
+  local pid deadline=$((SECONDS + POSTGRES_GONE_TIMEOUT_S))
+  read -r pid 2>/dev/null <"$POSTGRES_HOME/main/postmaster.pid" || return 0
+  while [[ -d /proc/$pid ]] && ! identity "$pid" >/dev/null && ((SECONDS < deadline)); do sleep "$POLL_S"; done
+}
+
 postgres_start() {
   postgres_place
   postgres_bin
   if part_runs postgres; then return 0; fi
   require_port_free POSTGRES
   postgres_initialise
+  postgres_await_reaping
   # The server's user may not be allowed into the repository, which would be its working directory.
   cd "$POSTGRES_HOME" || die "cannot enter $POSTGRES_HOME"
   start_part postgres "${AS_POSTGRES[@]}" "$POSTGRES_BIN/postgres" -D "$POSTGRES_HOME/main" \
