@@ -1,0 +1,2 @@
+//! sluice-gateway
+fn main() {}

@@ -1,0 +1,2 @@
+//! sluice-load
+fn main() {}

@@ -1,0 +1,238 @@
+//! Avro in the Confluent wire format: a zero byte, the schema's id in the registry (4 bytes, big-endian), the datum.
+//!
+//! Records are written with the schemas of this crate. They are read with the schema they were written with, straight
+//! into the Rust type: fields that the type does not know are passed over, and fields that the writer did not know take
+//! their default, which is what BACKWARD_TRANSITIVE compatibility needs.
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::LazyLock;
+
+use apache_avro::Schema;
+use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::writer::datum::GenericDatumWriter;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::decision::Decision;
+use crate::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use crate::topics;
+
+/// Bytes before the datum.
+pub const PREFIX_BYTES: usize = 5;
+const MAGIC: u8 = 0;
+
+/// A Rust type with its Avro schema and the topic it is stored in.
+pub trait Record: Serialize + DeserializeOwned {
+    /// The schema as JSON.
+    const SCHEMA_JSON: &'static str;
+    /// The schema's full name, for the `schema` header.
+    const SCHEMA_NAME: &'static str;
+    /// The topic, before an installation's prefix.
+    const TOPIC: &'static str;
+    /// The parsed schema.
+    fn schema() -> &'static Schema;
+}
+
+macro_rules! record {
+    ($type:ty, $topic:expr, $name:literal, $file:literal) => {
+        impl Record for $type {
+            const SCHEMA_JSON: &'static str = include_str!(concat!("../avro/", $file));
+            const SCHEMA_NAME: &'static str = $name;
+            const TOPIC: &'static str = $topic;
+
+            fn schema() -> &'static Schema {
+                #[expect(
+                    clippy::expect_used,
+                    reason = "the schema is part of this crate and parsed in its tests"
+                )]
+                static SCHEMA: LazyLock<Schema> =
+                    LazyLock::new(|| Schema::parse_str(<$type>::SCHEMA_JSON).expect("a schema of this crate parses"));
+                &SCHEMA
+            }
+        }
+    };
+}
+
+record!(
+    PaymentRecord,
+    topics::PAYMENTS,
+    "sluice.v1.PaymentEvent",
+    "payment_event.avsc"
+);
+record!(
+    Decision,
+    topics::DECISIONS,
+    "sluice.v1.FraudDecision",
+    "fraud_decision.avsc"
+);
+record!(
+    UserActionRecord,
+    topics::USER_ACTIONS,
+    "sluice.v1.UserActionEvent",
+    "user_action_event.avsc"
+);
+record!(
+    SystemRecord,
+    topics::SYSTEM_EVENTS,
+    "sluice.v1.SystemEvent",
+    "system_event.avsc"
+);
+record!(
+    MetricRecord,
+    topics::METRIC_EVENTS,
+    "sluice.v1.MetricEvent",
+    "metric_event.avsc"
+);
+
+/// Why a record could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot encode {schema}: {source}")]
+pub struct EncodeError {
+    schema: &'static str,
+    source: Box<apache_avro::Error>,
+}
+
+/// Why a record could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not the Confluent wire format.
+    #[error("not in the schema registry's wire format: {0}")]
+    Framing(&'static str),
+    /// The schema has to be fetched from the registry first: see [`Decoder::learn`].
+    #[error("schema id {0} is not known")]
+    UnknownSchema(i32),
+    /// The datum does not fit its schema, or the type.
+    #[error("malformed record: {0}")]
+    Datum(Box<apache_avro::Error>),
+    /// A schema from the registry does not parse.
+    #[error("schema id {id} does not parse: {source}")]
+    Schema {
+        /// The schema's id.
+        id: i32,
+        /// Why not.
+        source: Box<apache_avro::Error>,
+    },
+    /// Bytes are left after the datum.
+    #[error("{0} bytes left after the record")]
+    Trailing(usize),
+}
+
+/// Writes records of one type.
+pub struct Encoder<T> {
+    writer: GenericDatumWriter<'static>,
+    prefix: [u8; PREFIX_BYTES],
+    record: PhantomData<fn(&T)>,
+}
+
+impl<T: Record> Encoder<T> {
+    /// An encoder for the schema's id in the registry.
+    ///
+    /// # Errors
+    /// When the schema cannot be resolved.
+    pub fn new(schema_id: i32) -> Result<Self, EncodeError> {
+        let writer = GenericDatumWriter::builder(T::schema())
+            .human_readable(false)
+            .build()
+            .map_err(|source| encode_error::<T>(source))?;
+        let mut prefix = [MAGIC; PREFIX_BYTES];
+        prefix[1..].copy_from_slice(&schema_id.to_be_bytes());
+        Ok(Self {
+            writer,
+            prefix,
+            record: PhantomData,
+        })
+    }
+
+    /// Appends a record, prefix included, to a buffer.
+    ///
+    /// # Errors
+    /// When the value does not fit the schema; the buffer's content is then undefined.
+    pub fn encode(&self, record: &T, buffer: &mut Vec<u8>) -> Result<(), EncodeError> {
+        buffer.extend_from_slice(&self.prefix);
+        self.writer
+            .write_ser(buffer, record)
+            .map(|_written| ())
+            .map_err(|source| encode_error::<T>(source))
+    }
+}
+
+fn encode_error<T: Record>(source: apache_avro::Error) -> EncodeError {
+    EncodeError {
+        schema: T::SCHEMA_NAME,
+        source: Box::new(source),
+    }
+}
+
+/// Reads records of one type, whatever version of the schema they were written with.
+pub struct Decoder<T> {
+    readers: HashMap<i32, GenericDatumReader<'static>>,
+    /// The schema of nearly every record, kept out of the map.
+    newest: (i32, GenericDatumReader<'static>),
+    record: PhantomData<fn() -> T>,
+}
+
+impl<T: Record> Decoder<T> {
+    /// A decoder that knows this crate's version of the schema under its id in the registry.
+    ///
+    /// # Errors
+    /// When the schema cannot be resolved.
+    pub fn new(schema_id: i32) -> Result<Self, DecodeError> {
+        Ok(Self {
+            readers: HashMap::new(),
+            newest: (schema_id, reader(schema_id, T::schema())?),
+            record: PhantomData,
+        })
+    }
+
+    /// Takes in another version of the schema. It stays for the life of the process; a registry holds few.
+    ///
+    /// # Errors
+    /// When the JSON is not an Avro schema.
+    pub fn learn(&mut self, schema_id: i32, schema_json: &str) -> Result<(), DecodeError> {
+        let schema = Schema::parse_str(schema_json).map_err(|source| DecodeError::Schema {
+            id: schema_id,
+            source: Box::new(source),
+        })?;
+        let reader = reader(schema_id, Box::leak(Box::new(schema)))?;
+        self.readers.insert(schema_id, reader);
+        Ok(())
+    }
+
+    /// Reads one record with its prefix.
+    ///
+    /// # Errors
+    /// See [`DecodeError`]; after `UnknownSchema`, [`Decoder::learn`] and try again.
+    pub fn decode(&self, bytes: &[u8]) -> Result<T, DecodeError> {
+        let Some((prefix, mut datum)) = bytes.split_first_chunk::<PREFIX_BYTES>() else {
+            return Err(DecodeError::Framing("shorter than the prefix"));
+        };
+        let [MAGIC, id @ ..] = *prefix else {
+            return Err(DecodeError::Framing("the first byte is not zero"));
+        };
+        let id = i32::from_be_bytes(id);
+        let reader = if id == self.newest.0 {
+            &self.newest.1
+        } else {
+            self.readers.get(&id).ok_or(DecodeError::UnknownSchema(id))?
+        };
+        let record = reader
+            .read_deser(&mut datum)
+            .map_err(|source| DecodeError::Datum(Box::new(source)))?;
+        if datum.is_empty() {
+            Ok(record)
+        } else {
+            Err(DecodeError::Trailing(datum.len()))
+        }
+    }
+}
+
+fn reader(id: i32, schema: &'static Schema) -> Result<GenericDatumReader<'static>, DecodeError> {
+    GenericDatumReader::builder(schema)
+        .human_readable(false)
+        .build()
+        .map_err(|source| DecodeError::Schema {
+            id,
+            source: Box::new(source),
+        })
+}

@@ -1,0 +1,29 @@
+//! Names of the Kafka record headers.
+
+/// The event's id, as text.
+pub const EVENT_ID: &str = "event-id";
+/// The event's tenant.
+pub const TENANT: &str = "tenant";
+/// The publishing session's producer_id.
+pub const PRODUCER_ID: &str = "producer-id";
+/// The publishing session's epoch, as decimal text.
+pub const PRODUCER_EPOCH: &str = "producer-epoch";
+/// The event's sequence number in its session, as decimal text.
+pub const SEQUENCE: &str = "sequence";
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// Name of the Avro schema, for consumers that route by it.
+pub const SCHEMA: &str = "schema";
+
+/// On a dead letter: what kind of error, such as `DESERIALIZATION_ERROR`.
+pub const ERROR_TYPE: &str = "error_type";
+/// On a dead letter: the error in words.
+pub const ERROR: &str = "error";
+/// On a dead letter: how often it was tried again.
+pub const RETRY_COUNT: &str = "retry_count";
+/// On a dead letter: the topic that it was read from.
+pub const SOURCE_TOPIC: &str = "source_topic";
+/// On a dead letter: the partition that it was read from.
+pub const SOURCE_PARTITION: &str = "source_partition";
+/// On a dead letter: the offset that it was read from.
+pub const SOURCE_OFFSET: &str = "source_offset";

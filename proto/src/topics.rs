@@ -1,0 +1,41 @@
+//! Names of the Kafka topics, before an installation's prefix, and of their schema registry subjects.
+
+/// Payments as published; keyed by tenant and account.
+pub const PAYMENTS: &str = "payments";
+/// Decisions; the same partition count as [`PAYMENTS`], and a decision stands in its payment's partition.
+pub const DECISIONS: &str = "decisions";
+/// Records that no decision is possible for, as they were read.
+pub const DEAD_LETTERS: &str = "payments.dlq";
+/// Copies of payments that came too late for the rules that need history.
+pub const LATE: &str = "payments.late";
+/// User actions.
+pub const USER_ACTIONS: &str = "user-actions";
+/// System events.
+pub const SYSTEM_EVENTS: &str = "system-events";
+/// Metric events.
+pub const METRIC_EVENTS: &str = "metric-events";
+
+/// Every topic, in the order in which they are shown.
+pub const ALL: [&str; 7] = [
+    PAYMENTS,
+    DECISIONS,
+    DEAD_LETTERS,
+    LATE,
+    USER_ACTIONS,
+    SYSTEM_EVENTS,
+    METRIC_EVENTS,
+];
+
+/// The record key of everything that belongs to one subject: `tenant/subject`. Tenants contain no slash.
+pub fn key(tenant: &str, subject: &str) -> String {
+    let mut key = String::with_capacity(tenant.len() + 1 + subject.len());
+    key.push_str(tenant);
+    key.push('/');
+    key.push_str(subject);
+    key
+}
+
+/// The registry's subject for a topic's values, by the registry's own naming strategy.
+pub fn value_subject(topic: &str) -> String {
+    format!("{topic}-value")
+}
