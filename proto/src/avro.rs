@@ -236,3 +236,143 @@ fn reader(id: i32, schema: &'static Schema) -> Result<GenericDatumReader<'static
             source: Box::new(source),
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use apache_avro::types::Value;
+
+    use super::*;
+    use crate::decision::{Outcome, Reason, Verdict};
+    use crate::event::EventId;
+    use crate::money::Amount;
+
+    fn payment(ten_thousandths: i64) -> PaymentRecord {
+        PaymentRecord {
+            event_id: EventId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+            tenant: "acme".into(),
+            account_id: "a-1".into(),
+            amount: Amount::from_ten_thousandths(ten_thousandths),
+            currency: "EUR".into(),
+            occurred_at: 1_700_000_000_123_456,
+            merchant_id: "m-1".into(),
+            merchant_category: Some("5411".into()),
+            terminal_id: None,
+            method: "WALLET".into(),
+            device_id: None,
+            country: Some("BE".into()),
+            place: Some("Brüssel".into()),
+            latitude: Some(50.85),
+            longitude: Some(4.35),
+        }
+    }
+
+    fn encoded<T: Record>(record: &T, id: i32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Encoder::new(id).unwrap().encode(record, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn payments_come_back() {
+        for ten_thousandths in [
+            0,
+            1,
+            127,
+            128,
+            32_767,
+            32_768,
+            123_400,
+            i64::MAX,
+            -1,
+            -128,
+            -129,
+            i64::MIN,
+        ] {
+            let record = payment(ten_thousandths);
+            let decoder = Decoder::<PaymentRecord>::new(7).unwrap();
+            assert_eq!(decoder.decode(&encoded(&record, 7)).unwrap(), record);
+        }
+    }
+
+    #[test]
+    fn decisions_come_back() {
+        let reason = Reason {
+            rule_id: "LARGE_AMOUNT".into(),
+            rule_version: "1".into(),
+            contribution: 0.6,
+            detail: "12,000.00 EUR is over 10,000".into(),
+        };
+        let verdict = Verdict {
+            outcome: Outcome::Review,
+            score: 0.6,
+            reasons: vec![reason],
+            late: true,
+        };
+        let decision = Decision::new(payment(120_000_000), verdict, Arc::from("1-abc"), 3, 1 << 40);
+        let decoder = Decoder::<Decision>::new(2).unwrap();
+        assert_eq!(decoder.decode(&encoded(&decision, 2)).unwrap(), decision);
+    }
+
+    #[test]
+    fn a_generic_reader_agrees() {
+        let bytes = encoded(&payment(-123_400), 7);
+        let reader = GenericDatumReader::builder(PaymentRecord::schema()).build().unwrap();
+        let Value::Record(fields) = reader.read_value(&mut &bytes[PREFIX_BYTES..]).unwrap() else {
+            panic!("a payment is a record");
+        };
+        let Value::Decimal(amount) = &fields[3].1 else {
+            panic!("an amount is a decimal, not {:?}", fields[3]);
+        };
+        let unscaled: Vec<u8> = amount.try_into().unwrap();
+        assert_eq!(unscaled, [0xfe, 0x1d, 0xf8], "-123,400 in the fewest bytes");
+        assert_eq!(fields[4].1, Value::String("EUR".into()));
+    }
+
+    #[test]
+    fn another_version_of_the_schema_is_learnt() {
+        let newer = PaymentRecord::SCHEMA_JSON.replace(
+            r#"{"name": "currency""#,
+            r#"{"name": "priority", "type": "int", "default": 0}, {"name": "currency""#,
+        );
+        let schema = Schema::parse_str(&newer).unwrap();
+        let mut value = generic(&payment(5));
+        value.insert(4, ("priority".into(), Value::Int(9)));
+        let datum = GenericDatumWriter::builder(&schema)
+            .build()
+            .unwrap()
+            .write_value_to_vec(Value::Record(value))
+            .unwrap();
+        let bytes = [&[0, 0, 0, 0, 9][..], &datum].concat();
+        let mut decoder = Decoder::<PaymentRecord>::new(7).unwrap();
+        assert!(matches!(decoder.decode(&bytes), Err(DecodeError::UnknownSchema(9))));
+        decoder.learn(9, &newer).unwrap();
+        assert_eq!(decoder.decode(&bytes).unwrap(), payment(5));
+    }
+
+    /// The generic form of a payment, as a foreign writer would build it.
+    fn generic(record: &PaymentRecord) -> Vec<(String, Value)> {
+        let bytes = encoded(record, 1);
+        let reader = GenericDatumReader::builder(PaymentRecord::schema()).build().unwrap();
+        match reader.read_value(&mut &bytes[PREFIX_BYTES..]).unwrap() {
+            Value::Record(fields) => fields,
+            other => panic!("a payment is a record, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let decoder = Decoder::<PaymentRecord>::new(7).unwrap();
+        let good = encoded(&payment(1), 7);
+        for length in 0..good.len() {
+            assert!(decoder.decode(&good[..length]).is_err(), "cut to {length} bytes");
+        }
+        let mut longer = good.clone();
+        longer.push(0);
+        assert!(matches!(decoder.decode(&longer), Err(DecodeError::Trailing(1))));
+        let mut magic = good;
+        magic[0] = 1;
+        assert!(matches!(decoder.decode(&magic), Err(DecodeError::Framing(_))));
+    }
+}
