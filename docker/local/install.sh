@@ -28,7 +28,6 @@ need_library() {
 missing_for_build() {
   need_command g++ g++
   need_command make make
-  need_command cmake cmake
   need_command pkg-config pkg-config
   need_library libssl-dev
   need_library zlib1g-dev
