@@ -91,7 +91,11 @@ impl Admin {
     /// [`error::Admin::Create`] where librdkafka does not accept the configuration.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, error::Admin> {
         let client = config.admin().create().map_err(error::Admin::Create)?;
-        Ok(Self { config: config.clone(), client, metrics })
+        Ok(Self {
+            config: config.clone(),
+            client,
+            metrics,
+        })
     }
 
     /// Creates the topics that are missing, all with `partitions` partitions and `replication` replicas, and checks those
@@ -139,10 +143,17 @@ impl Admin {
                 settings.iter().fold(new, |new, (key, value)| new.set(key, value))
             })
             .collect();
-        let options = AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT));
+        let options = AdminOptions::new()
+            .request_timeout(Some(TIMEOUT))
+            .operation_timeout(Some(TIMEOUT));
         let mut created = Vec::new();
         if !new.is_empty() {
-            for result in self.client.create_topics(&new, &options).await.map_err(failed("creating topics"))? {
+            for result in self
+                .client
+                .create_topics(&new, &options)
+                .await
+                .map_err(failed("creating topics"))?
+            {
                 match result {
                     Ok(topic) => created.push(topic),
                     // Somebody else was faster; whether with the same count is seen below.
@@ -175,10 +186,16 @@ impl Admin {
         let existing = self.partition_counts(topics)?;
         let mut wanted = wanted.map(usize::from);
         for topic in topics.all() {
-            let actual = *existing.get(topic).ok_or_else(|| error::Admin::NoTopic(topic.to_owned()))?;
+            let actual = *existing
+                .get(topic)
+                .ok_or_else(|| error::Admin::NoTopic(topic.to_owned()))?;
             let wanted = *wanted.get_or_insert(actual);
             if actual != wanted {
-                return Err(error::Admin::Partitions { topic: topic.to_owned(), actual, wanted });
+                return Err(error::Admin::Partitions {
+                    topic: topic.to_owned(),
+                    actual,
+                    wanted,
+                });
             }
         }
         Ok(wanted.unwrap_or(0))
@@ -186,7 +203,10 @@ impl Admin {
 
     fn partition_counts(&self, topics: &Topics) -> Result<BTreeMap<String, usize>, error::Admin> {
         let ours = topics.all();
-        let found = self.describe()?.into_iter().filter(|topic| ours.contains(&topic.name.as_str()));
+        let found = self
+            .describe()?
+            .into_iter()
+            .filter(|topic| ours.contains(&topic.name.as_str()));
         Ok(found.map(|topic| (topic.name, topic.partitions)).collect())
     }
 
@@ -201,16 +221,32 @@ impl Admin {
     }
 
     fn describe(&self) -> Result<Vec<Topic>, error::Admin> {
-        let metadata = self.client.inner().fetch_metadata(None, TIMEOUT).map_err(failed("reading topics"))?;
+        let metadata = self
+            .client
+            .inner()
+            .fetch_metadata(None, TIMEOUT)
+            .map_err(failed("reading topics"))?;
         let ours = metadata.topics().iter().filter(|topic| {
-            topic.error().is_none() && !topic.name().starts_with("__") && topic.name().starts_with(&self.config.topic_prefix)
+            topic.error().is_none()
+                && !topic.name().starts_with("__")
+                && topic.name().starts_with(&self.config.topic_prefix)
         });
         let mut topics: Vec<_> = ours
             .map(|topic| Topic {
                 name: topic.name().to_owned(),
                 partitions: topic.partitions().len(),
-                replicas: topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
-                in_sync: topic.partitions().iter().map(|partition| partition.isr().len()).min().unwrap_or(0),
+                replicas: topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| partition.replicas().len())
+                    .min()
+                    .unwrap_or(0),
+                in_sync: topic
+                    .partitions()
+                    .iter()
+                    .map(|partition| partition.isr().len())
+                    .min()
+                    .unwrap_or(0),
             })
             .collect();
         topics.sort_by(|a, b| a.name.cmp(&b.name));
@@ -222,7 +258,11 @@ impl Admin {
     /// # Errors
     /// [`error::Admin::Operation`].
     pub fn groups(&self) -> Result<Vec<Group>, error::Admin> {
-        let list = self.client.inner().fetch_group_list(None, TIMEOUT).map_err(failed("listing groups"));
+        let list = self
+            .client
+            .inner()
+            .fetch_group_list(None, TIMEOUT)
+            .map_err(failed("listing groups"));
         self.metrics.admin("list_groups", &list);
         let mut groups: Vec<_> = list?
             .groups()
@@ -252,17 +292,26 @@ impl Admin {
 
     fn read_lag(&self, group: &str, topic: &str) -> Result<Vec<Lag>, error::Admin> {
         let described = self.describe()?.into_iter().find(|described| described.name == topic);
-        let partitions = described.ok_or_else(|| error::Admin::NoTopic(topic.to_owned()))?.partitions;
+        let partitions = described
+            .ok_or_else(|| error::Admin::NoTopic(topic.to_owned()))?
+            .partitions;
         let partitions: Vec<i32> = (0..i32::try_from(partitions).unwrap_or(i32::MAX)).collect();
         let config = self.config.offsets_of(group, Isolation::ReadUncommitted);
         let consumer: BaseConsumer = config.create().map_err(error::Admin::Create)?;
-        let committed = committed(&consumer, topic, &partitions, TIMEOUT).map_err(failed("reading committed offsets"))?;
+        let committed =
+            committed(&consumer, topic, &partitions, TIMEOUT).map_err(failed("reading committed offsets"))?;
         let mut lags = Vec::with_capacity(partitions.len());
         for partition in partitions {
             let watermarks = consumer.fetch_watermarks(topic, partition, TIMEOUT);
             let (low, high) = watermarks.map_err(failed("reading watermarks"))?;
             let committed = committed.get(&partition).copied();
-            lags.push(Lag { topic: topic.to_owned(), partition, committed, low, high });
+            lags.push(Lag {
+                topic: topic.to_owned(),
+                partition,
+                committed,
+                low,
+                high,
+            });
         }
         Ok(lags)
     }
@@ -298,7 +347,11 @@ fn failed(operation: &'static str) -> impl Fn(KafkaError) -> error::Admin {
 }
 
 fn wrong_count(topic: &str, actual: usize, wanted: u16) -> error::Admin {
-    error::Admin::Partitions { topic: topic.to_owned(), actual, wanted: wanted.into() }
+    error::Admin::Partitions {
+        topic: topic.to_owned(),
+        actual,
+        wanted: wanted.into(),
+    }
 }
 
 #[cfg(test)]
@@ -306,7 +359,14 @@ mod tests {
     use super::*;
 
     fn lag(committed: Option<i64>, low: i64, high: i64) -> i64 {
-        Lag { topic: "payments".to_owned(), partition: 0, committed, low, high }.records()
+        Lag {
+            topic: "payments".to_owned(),
+            partition: 0,
+            committed,
+            low,
+            high,
+        }
+        .records()
     }
 
     #[test]

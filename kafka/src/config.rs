@@ -113,7 +113,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), error::Kafka> {
         let invalid = |reason: String| Err(error::Kafka::Config(reason));
         if self.bootstrap_servers.split(',').any(|server| server.trim().is_empty()) {
-            return invalid(format!("bootstrap servers {:?}: expected host:port, comma separated", self.bootstrap_servers));
+            return invalid(format!(
+                "bootstrap servers {:?}: expected host:port, comma separated",
+                self.bootstrap_servers
+            ));
         }
         let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
         if self.topic_prefix.len() > MAX_PREFIX_BYTES || !self.topic_prefix.bytes().all(legal) {
@@ -123,7 +126,9 @@ impl Config {
             ));
         }
         if let Some(key) = self.extra.keys().find(|key| FIXED.contains(&key.as_str())) {
-            return invalid(format!("{key} cannot be set: a guarantee or another option rests on it"));
+            return invalid(format!(
+                "{key} cannot be set: a guarantee or another option rests on it"
+            ));
         }
         match self.admin().create_native_config() {
             Ok(_) => Ok(()),
@@ -165,7 +170,10 @@ impl Config {
         config.set("group.protocol", "classic");
         config.set("partition.assignment.strategy", "range");
         config.set("session.timeout.ms", session_ms.to_string());
-        config.set("heartbeat.interval.ms", (session_ms / HEARTBEATS_PER_SESSION).to_string());
+        config.set(
+            "heartbeat.interval.ms",
+            (session_ms / HEARTBEATS_PER_SESSION).to_string(),
+        );
         config.set("max.poll.interval.ms", MAX_POLL_INTERVAL_MS.max(session_ms).to_string());
         config.set("auto.offset.reset", "earliest");
         self.with_extra(config)
@@ -259,7 +267,9 @@ impl Config {
 pub const MAX_PREFIX_BYTES: usize = 100;
 
 fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(i32::MAX as u32).min(i32::MAX as u32)
+    u32::try_from(duration.as_millis())
+        .unwrap_or(i32::MAX as u32)
+        .min(i32::MAX as u32)
 }
 
 #[cfg(test)]
@@ -269,25 +279,43 @@ mod tests {
     use rdkafka::producer::BaseProducer;
 
     fn config() -> Config {
-        Config { bootstrap_servers: "127.0.0.1:1".to_owned(), ..Config::default() }
+        Config {
+            bootstrap_servers: "127.0.0.1:1".to_owned(),
+            ..Config::default()
+        }
     }
 
     fn with(key: &str, value: &str) -> Config {
-        Config { extra: BTreeMap::from([(key.to_owned(), value.to_owned())]), ..config() }
+        Config {
+            extra: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            ..config()
+        }
     }
 
     #[test]
     fn librdkafka_accepts_every_client() {
         let config = config();
         let session = Duration::from_millis(SESSION_TIMEOUT_MS.into());
-        config.idempotent_producer().create::<BaseProducer>().expect("idempotent");
+        config
+            .idempotent_producer()
+            .create::<BaseProducer>()
+            .expect("idempotent");
         for timeout_ms in [0, 1_000, 10_000, 60_000] {
             let producer = config.transactional_producer("lane-0", Duration::from_millis(timeout_ms));
             producer.create::<BaseProducer>().expect("transactional");
         }
-        config.consumer("group", session).create::<BaseConsumer>().expect("consumer");
-        config.reader(Isolation::ReadCommitted).create::<BaseConsumer>().expect("reader");
-        config.offsets_of("group", Isolation::ReadUncommitted).create::<BaseConsumer>().expect("offsets");
+        config
+            .consumer("group", session)
+            .create::<BaseConsumer>()
+            .expect("consumer");
+        config
+            .reader(Isolation::ReadCommitted)
+            .create::<BaseConsumer>()
+            .expect("reader");
+        config
+            .offsets_of("group", Isolation::ReadUncommitted)
+            .create::<BaseConsumer>()
+            .expect("offsets");
     }
 
     #[test]
@@ -299,19 +327,43 @@ mod tests {
             let config = with(key, "nonsense");
             assert!(config.validate().is_err(), "{key}");
             assert_ne!(config.idempotent_producer().get(key), Some("nonsense"), "{key}");
-            assert_ne!(config.consumer("group", Duration::from_secs(6)).get(key), Some("nonsense"), "{key}");
+            assert_ne!(
+                config.consumer("group", Duration::from_secs(6)).get(key),
+                Some("nonsense"),
+                "{key}"
+            );
         }
     }
 
     #[test]
     fn mistakes_are_named() {
-        let unknown = with("no.such.property", "1").validate().expect_err("unknown").to_string();
+        let unknown = with("no.such.property", "1")
+            .validate()
+            .expect_err("unknown")
+            .to_string();
         assert!(unknown.contains("no.such.property"), "{unknown}");
         for servers in ["", "a:1,,b:1"] {
-            let config = Config { bootstrap_servers: servers.to_owned(), ..Config::default() };
+            let config = Config {
+                bootstrap_servers: servers.to_owned(),
+                ..Config::default()
+            };
             assert!(config.validate().is_err(), "{servers:?}");
         }
-        assert!(Config { topic_prefix: "a/b".to_owned(), ..config() }.validate().is_err());
-        assert!(Config { topic_prefix: "test-1.".to_owned(), ..config() }.validate().is_ok());
+        assert!(
+            Config {
+                topic_prefix: "a/b".to_owned(),
+                ..config()
+            }
+            .validate()
+            .is_err()
+        );
+        assert!(
+            Config {
+                topic_prefix: "test-1.".to_owned(),
+                ..config()
+            }
+            .validate()
+            .is_ok()
+        );
     }
 }

@@ -5,6 +5,11 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
+pub use code::{code, is_fatal, is_transient, kind, rejected};
+
+#[path = "error_code.rs"]
+mod code;
+
 /// Any error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Kafka {
@@ -62,7 +67,9 @@ pub enum Admin {
     },
     /// A topic exists with another number of partitions. It is never resized, because keys would change their partition
     /// and a decision would no longer stand in its payment's partition.
-    #[error("topic {topic} has {actual} partitions, not {wanted}: all topics have the same number, and none is resized")]
+    #[error(
+        "topic {topic} has {actual} partitions, not {wanted}: all topics have the same number, and none is resized"
+    )]
     Partitions {
         /// The topic, with its prefix.
         topic: String,
@@ -156,7 +163,11 @@ impl Producer {
 
     /// A short stable name for metrics and logs; one of a fixed set.
     pub fn kind(&self) -> &'static str {
-        if self.is_fatal() { "fatal" } else { code(self.kafka()).map_or("other", kind) }
+        if self.is_fatal() {
+            "fatal"
+        } else {
+            code(self.kafka()).map_or("other", kind)
+        }
     }
 }
 
@@ -204,14 +215,20 @@ impl Consumer {
     /// Whether this consumer can never be used again: drop it and build a new one.
     pub fn is_fatal(&self) -> bool {
         match self.kafka() {
-            KafkaError::MessageConsumptionFatal(_) | KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => true,
+            KafkaError::MessageConsumptionFatal(_) | KafkaError::ClientConfig(..) | KafkaError::ClientCreation(_) => {
+                true
+            }
             error => code(error).is_some_and(is_fatal),
         }
     }
 
     /// A short stable name for metrics and logs; one of a fixed set.
     pub fn kind(&self) -> &'static str {
-        if self.is_fatal() { "fatal" } else { code(self.kafka()).map_or("other", kind) }
+        if self.is_fatal() {
+            "fatal"
+        } else {
+            code(self.kafka()).map_or("other", kind)
+        }
     }
 }
 
@@ -262,125 +279,6 @@ impl Registry {
     }
 }
 
-/// librdkafka's code of an error, also where rdkafka's own accessor leaves it out.
-pub fn code(error: &KafkaError) -> Option<Code> {
-    match error {
-        KafkaError::AdminOp(code) => Some(*code),
-        _ => error.rdkafka_error_code(),
-    }
-}
-
-/// Whether waiting may be enough: brokers, leaders and coordinators come back, queues drain.
-pub fn is_transient(code: Code) -> bool {
-    matches!(
-        code,
-        Code::BrokerTransportFailure
-            | Code::Resolve
-            | Code::MessageTimedOut
-            | Code::AllBrokersDown
-            | Code::OperationTimedOut
-            | Code::TimedOutQueue
-            | Code::QueueFull
-            | Code::ISRInsufficient
-            | Code::WaitingForCoordinator
-            | Code::InProgress
-            | Code::PreviousInProgress
-            | Code::WaitCache
-            | Code::Interrupted
-            | Code::Retry
-            | Code::PurgeQueue
-            | Code::PurgeInflight
-            | Code::DestroyBroker
-            | Code::InvalidDifferentRecord
-            | Code::UnknownTopicOrPartition
-            | Code::LeaderNotAvailable
-            | Code::NotLeaderForPartition
-            | Code::RequestTimedOut
-            | Code::BrokerNotAvailable
-            | Code::ReplicaNotAvailable
-            | Code::NetworkException
-            | Code::CoordinatorLoadInProgress
-            | Code::CoordinatorNotAvailable
-            | Code::NotCoordinator
-            | Code::NotController
-            | Code::NotEnoughReplicas
-            | Code::NotEnoughReplicasAfterAppend
-            | Code::RebalanceInProgress
-            | Code::ConcurrentTransactions
-            | Code::KafkaStorageError
-            | Code::ReassignmentInProgress
-            | Code::FencedLeaderEpoch
-            | Code::UnknownLeaderEpoch
-            | Code::OffsetNotAvailable
-            | Code::PreferredLeaderNotAvailable
-            | Code::EligibleLeadersNotAvailable
-            | Code::UnstableOffsetCommit
-            | Code::ThrottlingQuotaExceeded
-    )
-}
-
-/// Whether the client instance that met this code is done for.
-pub fn is_fatal(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Fatal
-            | Code::Fenced
-            | Code::ProducerFenced
-            | Code::InvalidProducerEpoch
-            | Code::TransactionCoordinatorFenced
-            | Code::FencedInstanceId
-            | Code::GaplessGuarantee
-            | Code::OutOfOrderSequenceNumber
-    )
-}
-
-/// Whether the broker refuses a batch with this code for what it is, before it appends anything, so that no earlier
-/// attempt can have been stored either.
-pub fn rejected(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidMessage
-            | Code::InvalidMessageSize
-            | Code::InvalidRecord
-            | Code::InvalidDifferentRecord
-            | Code::InvalidTimestamp
-            | Code::InvalidTopic
-            | Code::UnsupportedForMessageFormat
-            | Code::UnsupportedCompressionType
-    )
-}
-
-/// The label of a code in `kafka_producer_errors_total` and `kafka_consumer_errors_total`: one of a dozen, so that
-/// their series are few.
-pub fn kind(code: Code) -> &'static str {
-    match code {
-        Code::QueueFull => "queue_full",
-        Code::MessageTimedOut | Code::OperationTimedOut | Code::RequestTimedOut | Code::TimedOutQueue => "timed_out",
-        Code::BrokerTransportFailure
-        | Code::Resolve
-        | Code::AllBrokersDown
-        | Code::NetworkException
-        | Code::BrokerNotAvailable => "transport",
-        Code::PurgeQueue | Code::PurgeInflight => "purged",
-        Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend | Code::ISRInsufficient => "replicas",
-        Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => "unknown_topic",
-        Code::Authentication
-        | Code::SSL
-        | Code::SaslAuthenticationFailed
-        | Code::TopicAuthorizationFailed
-        | Code::GroupAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed => "unauthorized",
-        Code::AutoOffsetReset | Code::OffsetOutOfRange | Code::LogTruncation => "offset_out_of_range",
-        Code::PollExceeded | Code::IllegalGeneration | Code::UnknownMemberId | Code::RebalanceInProgress => "rebalance",
-        code if is_fatal(code) => "fatal",
-        code if rejected(code) => "rejected",
-        _ => "other",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,7 +296,12 @@ mod tests {
 
     #[test]
     fn a_queued_message_may_have_been_stored_unless_the_broker_rejected_it() {
-        for code in [Code::MessageTimedOut, Code::PurgeQueue, Code::PurgeInflight, Code::NotEnoughReplicasAfterAppend] {
+        for code in [
+            Code::MessageTimedOut,
+            Code::PurgeQueue,
+            Code::PurgeInflight,
+            Code::NotEnoughReplicasAfterAppend,
+        ] {
             assert!(!undelivered(code).nothing_stored(), "{code:?}");
             assert!(undelivered(code).is_retriable(), "{code:?}");
         }
@@ -410,26 +313,42 @@ mod tests {
     fn a_fenced_producer_is_fatal_and_not_retriable() {
         for code in [Code::Fatal, Code::Fenced, Code::ProducerFenced] {
             let error = undelivered(code);
-            assert!(error.is_fatal() && !error.is_retriable() && !error.nothing_stored(), "{code:?}");
+            assert!(
+                error.is_fatal() && !error.is_retriable() && !error.nothing_stored(),
+                "{code:?}"
+            );
             assert_eq!(error.kind(), "fatal");
         }
     }
 
     #[test]
     fn no_code_is_both_transient_and_fatal() {
-        let fatal = [Code::Fatal, Code::Fenced, Code::ProducerFenced, Code::FencedInstanceId, Code::GaplessGuarantee];
+        let fatal = [
+            Code::Fatal,
+            Code::Fenced,
+            Code::ProducerFenced,
+            Code::FencedInstanceId,
+            Code::GaplessGuarantee,
+        ];
         assert!(fatal.into_iter().all(|code| is_fatal(code) && !is_transient(code)));
     }
 
     #[test]
     fn the_code_of_an_admin_operation_is_found() {
-        let error = Admin::Operation { operation: "create topics", source: KafkaError::AdminOp(Code::NotController) };
+        let error = Admin::Operation {
+            operation: "create topics",
+            source: KafkaError::AdminOp(Code::NotController),
+        };
         assert!(error.is_retriable());
     }
 
     #[test]
     fn registry_answers_are_told_apart() {
-        let status = |status| Registry::Status { url: String::new(), status, message: String::new() };
+        let status = |status| Registry::Status {
+            url: String::new(),
+            status,
+            message: String::new(),
+        };
         assert!(status(503).is_retriable() && status(429).is_retriable());
         assert!(!status(409).is_retriable() && !status(404).is_retriable());
         assert!(status(404).is_not_found());

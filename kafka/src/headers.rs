@@ -46,10 +46,22 @@ mod tests {
     #[test]
     fn finds_the_first_value_of_each_name() {
         let headers = OwnedHeaders::new()
-            .insert(Header { key: "b", value: Some("1") })
-            .insert(Header { key: "a", value: Some("2") })
-            .insert(Header { key: "b", value: Some("3") })
-            .insert(Header { key: "null", value: None::<&str> });
+            .insert(Header {
+                key: "b",
+                value: Some("1"),
+            })
+            .insert(Header {
+                key: "a",
+                value: Some("2"),
+            })
+            .insert(Header {
+                key: "b",
+                value: Some("3"),
+            })
+            .insert(Header {
+                key: "null",
+                value: None::<&str>,
+            });
         let [a, b, null, missing] = read(Some(&headers), ["a", "b", "null", "missing"]).expect("readable");
         assert_eq!((text(a), text(b), null, missing), (Some("2"), Some("1"), None, None));
         assert_eq!(read(None::<&OwnedHeaders>, ["a"]), Ok([None]));

@@ -19,8 +19,8 @@ use crate::error;
 
 /// Upper bounds of the latency buckets, in microseconds: fine around the target of 100 ms.
 pub const LATENCY_BOUNDS_US: [u64; 16] = [
-    500, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000, 30_000, 50_000, 75_000, 100_000, 150_000, 250_000, 500_000, 1_000_000,
-    5_000_000,
+    500, 1_000, 2_000, 5_000, 10_000, 15_000, 20_000, 30_000, 50_000, 75_000, 100_000, 150_000, 250_000, 500_000,
+    1_000_000, 5_000_000,
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,14 +63,26 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         // The text format appends `_total` to a counter's name, and a unit to the others.
-        registry.register("kafka_messages_produced", "Records that Kafka acknowledged", metrics.produced.clone());
-        registry.register("kafka_messages_consumed", "Records read from Kafka", metrics.consumed.clone());
+        registry.register(
+            "kafka_messages_produced",
+            "Records that Kafka acknowledged",
+            metrics.produced.clone(),
+        );
+        registry.register(
+            "kafka_messages_consumed",
+            "Records read from Kafka",
+            metrics.consumed.clone(),
+        );
         registry.register(
             "kafka_producer_errors",
             "Records refused by the producer or not delivered, and failed transaction calls, by kind",
             metrics.producer_errors.clone(),
         );
-        registry.register("kafka_consumer_errors", "Errors of consumers, by kind", metrics.consumer_errors.clone());
+        registry.register(
+            "kafka_consumer_errors",
+            "Errors of consumers, by kind",
+            metrics.consumer_errors.clone(),
+        );
         registry.register_with_unit(
             "kafka_producer_latency",
             "Time from handing a record to the producer to its acknowledgement",
@@ -106,23 +118,35 @@ impl Metrics {
     pub fn consumer(&self, topic: &str) -> Consumer {
         let topic: Arc<str> = topic.into();
         let consumed = self.consumed.get_or_create_owned(&Topic { topic: topic.clone() });
-        Consumer { consumed, errors: self.consumer_errors.clone(), topic }
+        Consumer {
+            consumed,
+            errors: self.consumer_errors.clone(),
+            topic,
+        }
     }
 
     /// The lag gauge of one partition, in records.
     pub fn lag(&self, topic: &str, partition: i32) -> Gauge {
-        self.consumer_lag.get_or_create_owned(&Partition { topic: topic.into(), partition })
+        self.consumer_lag.get_or_create_owned(&Partition {
+            topic: topic.into(),
+            partition,
+        })
     }
 
     /// Forgets a partition that was revoked: its lag is another member's to report.
     pub fn forget_lag(&self, topic: &str, partition: i32) {
-        self.consumer_lag.remove(&Partition { topic: topic.into(), partition });
+        self.consumer_lag.remove(&Partition {
+            topic: topic.into(),
+            partition,
+        });
     }
 
     /// Counts one admin operation.
     pub(crate) fn admin<T>(&self, operation: &'static str, result: &Result<T, error::Admin>) {
         let result = if result.is_ok() { "ok" } else { "error" };
-        self.admin_operations.get_or_create(&Operation { operation, result }).inc();
+        self.admin_operations
+            .get_or_create(&Operation { operation, result })
+            .inc();
     }
 }
 
@@ -149,7 +173,12 @@ impl Producer {
 
     /// One record or call failed. Looks a label up, so it is for errors only.
     pub fn failed(&self, error: &error::Producer) {
-        self.errors.get_or_create(&TopicError { topic: self.topic.clone(), error: error.kind() }).inc();
+        self.errors
+            .get_or_create(&TopicError {
+                topic: self.topic.clone(),
+                error: error.kind(),
+            })
+            .inc();
     }
 }
 
@@ -169,7 +198,12 @@ impl Consumer {
 
     /// A call failed. Looks a label up, so it is for errors only.
     pub fn failed(&self, error: &error::Consumer) {
-        self.errors.get_or_create(&TopicError { topic: self.topic.clone(), error: error.kind() }).inc();
+        self.errors
+            .get_or_create(&TopicError {
+                topic: self.topic.clone(),
+                error: error.kind(),
+            })
+            .inc();
     }
 }
 
@@ -201,7 +235,10 @@ impl TypedMetric for Latency {
 
 impl EncodeMetric for Latency {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let bounds = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
+        let bounds = LATENCY_BOUNDS_US
+            .iter()
+            .map(|us| *us as f64 / 1e6)
+            .chain([f64::INFINITY]);
         let counts = self.0.counts.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
@@ -235,10 +272,14 @@ mod tests {
         let producer = metrics.producer("payments");
         producer.delivered(Duration::from_millis(3));
         producer.delivered(Duration::from_secs(60));
-        producer.failed(&error::Producer::Refused(KafkaError::MessageProduction(Code::QueueFull)));
+        producer.failed(&error::Producer::Refused(KafkaError::MessageProduction(
+            Code::QueueFull,
+        )));
         let consumer = metrics.consumer("decisions");
         consumer.consumed(7);
-        consumer.failed(&error::Consumer::Poll(KafkaError::MessageConsumption(Code::AllBrokersDown)));
+        consumer.failed(&error::Consumer::Poll(KafkaError::MessageConsumption(
+            Code::AllBrokersDown,
+        )));
         metrics.lag("payments", 3).set(42);
         metrics.admin("create_topics", &Ok(()));
         encode(&registry).expect("encodes")

@@ -72,7 +72,12 @@ impl Registry {
             .user_agent("sluice")
             .build();
         let base = url.trim_end_matches('/').to_owned();
-        Self { agent: config.into(), base, patience, cache: Mutex::default() }
+        Self {
+            agent: config.into(),
+            base,
+            patience,
+            cache: Mutex::default(),
+        }
     }
 
     /// Registers `schema` (Avro, as JSON) under `subject` and returns its id, which is the old one where it is registered
@@ -92,7 +97,11 @@ impl Registry {
         let url = format!("{}/subjects/{subject}/versions", self.base);
         let body = json!({ "schema": schema }).to_string();
         let Registered { id } = self.ask(&url, || {
-            self.agent.post(&url).header("Content-Type", CONTENT_TYPE).header("Accept", CONTENT_TYPE).send(&body)
+            self.agent
+                .post(&url)
+                .header("Content-Type", CONTENT_TYPE)
+                .header("Accept", CONTENT_TYPE)
+                .send(&body)
         })?;
         self.cache().ids.insert(key, id);
         Ok(id)
@@ -107,7 +116,11 @@ impl Registry {
         let url = format!("{}/config/{subject}", self.base);
         let body = json!({ "compatibility": level }).to_string();
         let _: serde_json::Value = self.ask(&url, || {
-            self.agent.put(&url).header("Content-Type", CONTENT_TYPE).header("Accept", CONTENT_TYPE).send(&body)
+            self.agent
+                .put(&url)
+                .header("Content-Type", CONTENT_TYPE)
+                .header("Accept", CONTENT_TYPE)
+                .send(&body)
         })?;
         Ok(())
     }
@@ -127,8 +140,16 @@ impl Registry {
             if let Some(schema) = cache.schemas.get(&id) {
                 return Ok(schema.clone());
             }
-            if cache.unknown.get(&id).is_some_and(|since| since.elapsed() < UNKNOWN_FOR) {
-                return Err(Error::Status { url, status: 404, message: "no such schema".to_owned() });
+            if cache
+                .unknown
+                .get(&id)
+                .is_some_and(|since| since.elapsed() < UNKNOWN_FOR)
+            {
+                return Err(Error::Status {
+                    url,
+                    status: 404,
+                    message: "no such schema".to_owned(),
+                });
             }
         }
         match self.get::<Found>(&url) {
@@ -171,7 +192,10 @@ impl Registry {
         let deadline = Instant::now() + self.patience;
         let mut backoff = FIRST_BACKOFF;
         loop {
-            let error = match send().map_err(|error| unreachable(url, &error)).and_then(|answer| read(url, answer)) {
+            let error = match send()
+                .map_err(|error| unreachable(url, &error))
+                .and_then(|answer| read(url, answer))
+            {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
@@ -180,6 +204,10 @@ impl Registry {
                 return Err(error);
             }
             tracing::debug!(%error, ?pause, "the schema registry is asked again");
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the pause of a bounded backoff, on a thread that may block"
+            )]
             std::thread::sleep(pause);
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
@@ -195,10 +223,17 @@ fn read<T: for<'de> Deserialize<'de>>(url: &str, mut answer: ureq::http::Respons
     let body = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_string();
     if !status.is_success() {
         // The explanation is worth little next to the status, so that failing to read it is no error of its own.
-        return Err(Error::Status { url: url.to_owned(), status: status.as_u16(), message: message(&body.unwrap_or_default()) });
+        return Err(Error::Status {
+            url: url.to_owned(),
+            status: status.as_u16(),
+            message: message(&body.unwrap_or_default()),
+        });
     }
     let body = body.map_err(|error| unreachable(url, &error))?;
-    serde_json::from_str(&body).map_err(|error| Error::Answer { url: url.to_owned(), reason: error.to_string() })
+    serde_json::from_str(&body).map_err(|error| Error::Answer {
+        url: url.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 /// The explanation in a registry's error, in one line of bounded length.
@@ -207,14 +242,19 @@ fn message(body: &str) -> String {
     struct Explained {
         message: Option<String>,
     }
-    let explained = serde_json::from_str::<Explained>(body).ok().and_then(|explained| explained.message);
+    let explained = serde_json::from_str::<Explained>(body)
+        .ok()
+        .and_then(|explained| explained.message);
     let words = explained.unwrap_or_else(|| body.to_owned());
     let line: String = words.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(MESSAGE_CHARS).collect()
 }
 
 fn unreachable(url: &str, error: &ureq::Error) -> Error {
-    Error::Unreachable { url: url.to_owned(), reason: error.to_string() }
+    Error::Unreachable {
+        url: url.to_owned(),
+        reason: error.to_string(),
+    }
 }
 
 #[cfg(test)]

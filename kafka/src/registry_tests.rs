@@ -47,25 +47,45 @@ fn registry(answers: Vec<(u16, &'static str)>) -> (String, JoinHandle<Vec<String
 fn registers_once_and_then_remembers_the_id() {
     let (url, server) = registry(vec![(200, r#"{"id":7}"#)]);
     let client = Registry::new(&url);
-    assert_eq!(client.register("payments-value", r#"{"type":"string"}"#).expect("id"), 7);
-    assert_eq!(client.register("payments-value", r#"{"type":"string"}"#).expect("id"), 7);
+    assert_eq!(
+        client.register("payments-value", r#"{"type":"string"}"#).expect("id"),
+        7
+    );
+    assert_eq!(
+        client.register("payments-value", r#"{"type":"string"}"#).expect("id"),
+        7
+    );
     let seen = server.join().expect("server");
-    assert_eq!(seen, [r#"POST /subjects/payments-value/versions HTTP/1.1 {"schema":"{\"type\":\"string\"}"}"#]);
+    assert_eq!(
+        seen,
+        [r#"POST /subjects/payments-value/versions HTTP/1.1 {"schema":"{\"type\":\"string\"}"}"#]
+    );
 }
 
 #[test]
 fn tries_again_while_the_registry_starts() {
-    let (url, server) = registry(vec![(503, "starting"), (500, ""), (200, r#"{"compatibilityLevel":"FULL"}"#)]);
-    Registry::new(&url).set_compatibility("payments-value", "FULL").expect("set");
+    let (url, server) = registry(vec![
+        (503, "starting"),
+        (500, ""),
+        (200, r#"{"compatibilityLevel":"FULL"}"#),
+    ]);
+    Registry::new(&url)
+        .set_compatibility("payments-value", "FULL")
+        .expect("set");
     let seen = server.join().expect("server");
     assert_eq!(seen.len(), 3);
-    assert_eq!(seen[2], r#"PUT /config/payments-value HTTP/1.1 {"compatibility":"FULL"}"#);
+    assert_eq!(
+        seen[2],
+        r#"PUT /config/payments-value HTTP/1.1 {"compatibility":"FULL"}"#
+    );
 }
 
 #[test]
 fn an_incompatible_schema_is_final_and_explained() {
     let (url, server) = registry(vec![(409, r#"{"error_code":409,"message":"field\n gone"}"#)]);
-    let error = Registry::new(&url).register("payments-value", "{}").expect_err("refused");
+    let error = Registry::new(&url)
+        .register("payments-value", "{}")
+        .expect_err("refused");
     assert!(!error.is_retriable());
     assert!(error.to_string().ends_with("field gone"), "{error}");
     server.join().expect("server");
@@ -103,7 +123,10 @@ fn nonsense_is_an_error_and_nobody_there_is_retriable() {
     let error = Registry::new(&url).latest("s").expect_err("nonsense");
     assert!(matches!(error, Error::Answer { .. }) && !error.is_retriable());
     server.join().expect("server");
-    let free = TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    let free = TcpListener::bind("127.0.0.1:0")
+        .expect("bind")
+        .local_addr()
+        .expect("address");
     let client = Registry::with_patience(&format!("http://{free}"), Duration::ZERO);
     assert!(client.latest("s").expect_err("nobody").is_retriable());
 }

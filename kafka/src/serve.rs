@@ -85,20 +85,36 @@ mod tests {
     fn read(url: &str) -> (u16, String, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
         let mut answer = agent.get(url).call().expect("answer");
-        let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or("").to_owned();
-        (answer.status().as_u16(), kind, answer.body_mut().read_to_string().expect("body"))
+        let kind = answer
+            .headers()
+            .get("content-type")
+            .and_then(|kind| kind.to_str().ok())
+            .unwrap_or("")
+            .to_owned();
+        (
+            answer.status().as_u16(),
+            kind,
+            answer.body_mut().read_to_string().expect("body"),
+        )
     }
 
     #[tokio::test]
     async fn serves_metrics_and_health_until_shutdown() {
         let mut registry = Registry::default();
-        metrics::Metrics::register(&mut registry).consumer("payments").consumed(3);
+        metrics::Metrics::register(&mut registry)
+            .consumer("payments")
+            .consumed(3);
         let server = AdminServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("bind");
         let base = format!("http://{}", server.local_addr().expect("address"));
         let draining = Arc::new(AtomicBool::new(false));
         let flag = draining.clone();
-        let readiness =
-            move || if flag.load(Ordering::Relaxed) { Err("draining".to_owned()) } else { Ok(()) };
+        let readiness = move || {
+            if flag.load(Ordering::Relaxed) {
+                Err("draining".to_owned())
+            } else {
+                Ok(())
+            }
+        };
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let shutdown = async move { stopped.await.unwrap_or(()) };
         let running = tokio::spawn(server.run(Arc::new(registry), readiness, shutdown));
@@ -106,7 +122,10 @@ mod tests {
         tokio::task::spawn_blocking(move || {
             let (status, kind, page) = read(&format!("{base}/metrics"));
             assert_eq!((status, kind.as_str()), (200, OPEN_METRICS));
-            assert!(page.contains("kafka_messages_consumed_total{topic=\"payments\"} 3\n"), "{page}");
+            assert!(
+                page.contains("kafka_messages_consumed_total{topic=\"payments\"} 3\n"),
+                "{page}"
+            );
             assert_eq!(read(&format!("{base}/health/live")).0, 200);
             assert_eq!(read(&format!("{base}/health/ready")).0, 200);
             draining.store(true, Ordering::Relaxed);
@@ -123,7 +142,9 @@ mod tests {
     #[test]
     fn a_port_in_use_is_an_error_at_bind() {
         let first = AdminServer::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("bind");
-        let error = AdminServer::bind(first.local_addr().expect("address")).err().expect("in use");
+        let error = AdminServer::bind(first.local_addr().expect("address"))
+            .err()
+            .expect("in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -82,8 +82,10 @@ struct Export {
 /// # Errors
 /// [`Error`]. A collector that cannot be reached is none: it is tried again, and warned about.
 pub fn init(service_name: &'static str, filter: &str, otlp_endpoint: Option<&str>) -> Result<Telemetry, Error> {
-    let directives = EnvFilter::try_new(filter)
-        .map_err(|error| Error::Filter { filter: filter.to_owned(), reason: error.to_string() })?;
+    let directives = EnvFilter::try_new(filter).map_err(|error| Error::Filter {
+        filter: filter.to_owned(),
+        reason: error.to_string(),
+    })?;
     tracing_subscriber::fmt()
         .compact()
         .with_env_filter(directives)
@@ -96,9 +98,15 @@ pub fn init(service_name: &'static str, filter: &str, otlp_endpoint: Option<&str
 impl Telemetry {
     fn exporting(service_name: &'static str, otlp_endpoint: Option<&str>) -> Result<Self, Error> {
         let Some(endpoint) = otlp_endpoint.filter(|endpoint| !endpoint.is_empty()) else {
-            return Ok(Self { export: None, tracer: Tracer::off() });
+            return Ok(Self {
+                export: None,
+                tracer: Tracer::off(),
+            });
         };
-        let failed = |reason: String| Error::Export { endpoint: endpoint.to_owned(), reason };
+        let failed = |reason: String| Error::Export {
+            endpoint: endpoint.to_owned(),
+            reason,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("otlp-export")
@@ -106,7 +114,11 @@ impl Telemetry {
             .build()
             .map_err(|error| failed(error.to_string()))?;
         let entered = runtime.enter();
-        let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(EXPORT_TIMEOUT).build();
+        let exporter = SpanExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .with_timeout(EXPORT_TIMEOUT)
+            .build();
         let exporter = exporter.map_err(|error| failed(error.to_string()))?;
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(MAX_QUEUED_SPANS)
@@ -121,7 +133,10 @@ impl Telemetry {
             .build();
         drop(entered);
         let tracer = Tracer(Some(Arc::new(provider.tracer(service_name))));
-        Ok(Self { export: Some(Export { provider, runtime }), tracer })
+        Ok(Self {
+            export: Some(Export { provider, runtime }),
+            tracer,
+        })
     }
 
     /// The handle with which spans are started; cheap to clone.
@@ -132,7 +147,9 @@ impl Telemetry {
     /// Exports what is left, for up to [`SHUTDOWN_TIMEOUT`]. Blocks: call it when everything else has stopped. Spans that
     /// end later are lost.
     pub fn shutdown(self) {
-        let Some(Export { provider, runtime }) = self.export else { return };
+        let Some(Export { provider, runtime }) = self.export else {
+            return;
+        };
         if let Err(error) = provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
             tracing::warn!(%error, "the last spans were not exported");
         }
@@ -219,7 +236,9 @@ pub fn parse(traceparent: &str) -> Option<SpanContext> {
     }
     let version = hex(&bytes[0..2])?;
     // Version 0 ends here; a later one may go on after another dash.
-    let ends = bytes.get(TRACEPARENT_BYTES).is_none_or(|next| version != 0 && *next == b'-');
+    let ends = bytes
+        .get(TRACEPARENT_BYTES)
+        .is_none_or(|next| version != 0 && *next == b'-');
     if version == 0xff || !ends {
         return None;
     }

@@ -47,14 +47,20 @@ fn only_sampled_payments_get_spans_and_they_are_connected() {
     for parent in [None, Some(NOT_SAMPLED), Some("nonsense")] {
         assert!(tracer.start("publish", SpanKind::Producer, parent, at(1)).is_none());
     }
-    let mut publish = tracer.start("publish", SpanKind::Producer, Some(SAMPLED), at(1)).expect("sampled");
+    let mut publish = tracer
+        .start("publish", SpanKind::Producer, Some(SAMPLED), at(1))
+        .expect("sampled");
     publish.set("messaging.destination.name", "payments");
     let header = publish.traceparent();
-    tracer.record("decide", SpanKind::Consumer, Some(&header), (at(2), at(3)), || [KeyValue::new("outcome", "APPROVE")]);
+    tracer.record("decide", SpanKind::Consumer, Some(&header), (at(2), at(3)), || {
+        [KeyValue::new("outcome", "APPROVE")]
+    });
     publish.end(at(4));
 
     let finished = spans.get_finished_spans().expect("spans");
-    let [decide, publish] = finished.as_slice() else { panic!("two spans, not {}", finished.len()) };
+    let [decide, publish] = finished.as_slice() else {
+        panic!("two spans, not {}", finished.len())
+    };
     assert_eq!(format(&publish.span_context), header);
     assert_eq!(publish.parent_span_id, parse(SAMPLED).expect("valid").span_id());
     assert_eq!(decide.parent_span_id, publish.span_context.span_id());
@@ -68,9 +74,13 @@ fn only_sampled_payments_get_spans_and_they_are_connected() {
 fn off_means_no_span_and_no_attributes() {
     let telemetry = Telemetry::exporting("test", None).expect("off");
     let now = SystemTime::UNIX_EPOCH;
-    telemetry.tracer().record("decide", SpanKind::Consumer, Some(SAMPLED), (now, now), || -> [KeyValue; 0] {
-        panic!("nobody asked for attributes")
-    });
+    telemetry.tracer().record(
+        "decide",
+        SpanKind::Consumer,
+        Some(SAMPLED),
+        (now, now),
+        || -> [KeyValue; 0] { panic!("nobody asked for attributes") },
+    );
     assert_eq!(size_of::<Option<Span>>(), size_of::<usize>());
     telemetry.shutdown();
 }

@@ -95,10 +95,20 @@ mod tests {
     fn settings_follow_topic_and_replication() {
         let names = Topics::new("x.");
         let find = |topic: &str, replication, key| {
-            names.settings(topic, replication).into_iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+            names
+                .settings(topic, replication)
+                .into_iter()
+                .find(|(name, _)| *name == key)
+                .map(|(_, value)| value)
         };
-        assert_eq!(find(&names.dead_letters, 1, "retention.ms"), Some((30 * DAY_MS).to_string()));
-        assert_eq!(find(&names.payments, 1, "retention.ms"), find(&names.decisions, 1, "retention.ms"));
+        assert_eq!(
+            find(&names.dead_letters, 1, "retention.ms"),
+            Some((30 * DAY_MS).to_string())
+        );
+        assert_eq!(
+            find(&names.payments, 1, "retention.ms"),
+            find(&names.decisions, 1, "retention.ms")
+        );
         assert_eq!(find(&names.payments, 1, "min.insync.replicas"), None);
         assert_eq!(find(&names.payments, 3, "min.insync.replicas"), Some("2".to_owned()));
     }

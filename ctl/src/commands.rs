@@ -1,0 +1,97 @@
+//! One function per command: each asks the cluster through `sluice_kafka::admin` and returns the page to print.
+
+use anyhow::Context;
+use sluice_kafka::admin::Admin;
+use sluice_kafka::{Metrics, Topics};
+
+use crate::options::{self, Command, Options};
+use crate::table::Table;
+
+/// Runs the command and returns what it prints.
+pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
+    let config = options.kafka.config();
+    config.validate()?;
+    let admin = Admin::new(&config, Metrics::default())?;
+    let topics = Topics::new(&config.topic_prefix);
+    let at = || format!("Kafka at {}", config.bootstrap_servers);
+    match &options.command {
+        Command::Topics(options::Topics::Apply {
+            partitions,
+            replication,
+        }) => apply(&admin, &topics, *partitions, *replication).with_context(at),
+        Command::Topics(options::Topics::List) => list_topics(&admin, &topics).with_context(at),
+        Command::Groups(options::Groups::List) => list_groups(&admin).with_context(at),
+        Command::Lag { group } => lag(&admin, group, &topics.payments).with_context(at),
+    }
+}
+
+fn apply(admin: &Admin, topics: &Topics, partitions: u16, replication: u16) -> anyhow::Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let ensured = runtime.block_on(admin.ensure_topics(topics, partitions, replication))?;
+    let mut table = Table::new(&["TOPIC", "PARTITIONS", ""]);
+    for topic in ensured {
+        let state = if topic.created { "created" } else { "unchanged" };
+        table.row([topic.topic, partitions.to_string(), state.to_owned()]);
+    }
+    Ok(table.to_string())
+}
+
+fn list_topics(admin: &Admin, topics: &Topics) -> anyhow::Result<String> {
+    let found = admin.topics()?;
+    let mut table = Table::new(&["TOPIC", "PARTITIONS", "REPLICAS", "IN SYNC"]);
+    for topic in &found {
+        let numbers = [topic.partitions, topic.replicas, topic.in_sync].map(|number| number.to_string());
+        let [partitions, replicas, in_sync] = numbers;
+        table.row([topic.name.clone(), partitions, replicas, in_sync]);
+    }
+    let missing: Vec<_> = topics
+        .all()
+        .into_iter()
+        .filter(|name| !found.iter().any(|topic| topic.name == *name))
+        .collect();
+    let mut page = table.to_string();
+    if !missing.is_empty() {
+        page.push_str(&format!(
+            "missing: {} (create them: sluicectl topics apply)\n",
+            missing.join(", ")
+        ));
+    }
+    Ok(page)
+}
+
+fn list_groups(admin: &Admin) -> anyhow::Result<String> {
+    let mut table = Table::new(&["GROUP", "MEMBERS", "STATE", "ASSIGNOR"]);
+    for group in admin.groups()? {
+        let protocol = if group.protocol.is_empty() {
+            "-".to_owned()
+        } else {
+            group.protocol
+        };
+        table.row([group.name, group.members.to_string(), group.state, protocol]);
+    }
+    Ok(table.to_string())
+}
+
+fn lag(admin: &Admin, group: &str, topic: &str) -> anyhow::Result<String> {
+    let lags = admin.lag(group, topic)?;
+    let mut table = Table::new(&["TOPIC", "PARTITION", "COMMITTED", "END", "LAG"]);
+    let total: i64 = lags.iter().map(sluice_kafka::admin::Lag::records).sum();
+    let committed = lags.iter().any(|lag| lag.committed.is_some());
+    for lag in lags {
+        let records = lag.records().to_string();
+        let committed = lag.committed.map_or("-".to_owned(), |offset| offset.to_string());
+        table.row([
+            lag.topic,
+            lag.partition.to_string(),
+            committed,
+            lag.high.to_string(),
+            records,
+        ]);
+    }
+    let mut page = table.to_string();
+    page.push_str(&format!("group {group}: {total} behind\n"));
+    if !committed {
+        page.push_str("it has committed nothing in this topic: no such group, or it has not started yet\n");
+    }
+    Ok(page)
+}

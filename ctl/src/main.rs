@@ -1,0 +1,33 @@
+//! sluicectl: creates an installation's topics, and shows topics, consumer groups and lag. Parse ▸ run ▸ print; an error
+//! is one line on stderr and exit code 1 (a wrong command line: 2).
+
+mod commands;
+mod options;
+mod table;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let options = options::Options::parse();
+    match commands::run(&options) {
+        Ok(page) => print(&page),
+        Err(error) => {
+            eprintln!("sluicectl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever reads through a pipe may stop at any time; that is no error.
+fn print(page: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(page.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("sluicectl: cannot write: {error}");
+            ExitCode::FAILURE
+        }
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
+    }
+}
