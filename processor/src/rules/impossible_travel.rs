@@ -1,0 +1,124 @@
+//! IMPOSSIBLE_TRAVEL: the account was somewhere else too short a while ago, by the names of the places or by coordinates.
+
+use sluice_proto::decision::Reason;
+
+use super::Rule;
+use crate::config::Thresholds;
+use crate::features::{Features, Move, Trip};
+
+pub(super) const ID: &str = "IMPOSSIBLE_TRAVEL";
+pub(super) const VERSION: &str = "1";
+
+/// Two positions at the same instant are compared as if they were this far apart, in microseconds: clocks and positions
+/// are not more exact, and no speed is infinite.
+const SHORTEST_TRIP_US: i64 = 1_000_000;
+const MICROS_PER_HOUR: f64 = 3_600_000_000.0;
+
+#[derive(Clone, Debug)]
+pub(super) struct ImpossibleTravel {
+    rule: Rule,
+    max_kmh: f64,
+    place_window_us: i64,
+}
+
+impl ImpossibleTravel {
+    pub(super) fn new(thresholds: &Thresholds) -> Self {
+        Self {
+            rule: Rule::new(ID, VERSION, thresholds.travel_contribution),
+            max_kmh: f64::from(thresholds.travel_max_kmh),
+            place_window_us: super::horizons(thresholds).place_us,
+        }
+    }
+
+    pub(super) fn check(&self, features: &Features) -> Option<Reason> {
+        let by_name = features
+            .moved
+            .as_ref()
+            .filter(|moved| moved.elapsed_us <= self.place_window_us);
+        let by_speed = features.travelled.filter(|trip| speed_kmh(trip) > self.max_kmh);
+        let detail = match (by_name, by_speed) {
+            (None, None) => return None,
+            (Some(moved), None) => named(moved),
+            (None, Some(trip)) => self.measured(&trip),
+            (Some(moved), Some(trip)) => format!("{}; {}", named(moved), self.measured(&trip)),
+        };
+        Some(self.rule.reason(detail))
+    }
+
+    fn measured(&self, trip: &Trip) -> String {
+        format!(
+            "{:.1} km within {}, over {} km/h",
+            trip.distance_km,
+            Seconds(trip.elapsed_us),
+            self.max_kmh
+        )
+    }
+}
+
+fn named(moved: &Move) -> String {
+    let Move { from, to, elapsed_us } = moved;
+    format!("{from} and {to} within {}", Seconds(*elapsed_us))
+}
+
+fn speed_kmh(trip: &Trip) -> f64 {
+    trip.distance_km / (trip.elapsed_us.max(SHORTEST_TRIP_US) as f64 / MICROS_PER_HOUR)
+}
+
+/// Microseconds, shown as seconds with as many digits as a person wants to read.
+struct Seconds(i64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} s", self.0 as f64 / 1e6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::SECOND;
+
+    fn check(moved: Option<i64>, travelled: Option<(f64, i64)>) -> Option<String> {
+        let features = Features {
+            recent_payments: 1,
+            moved: moved.map(|elapsed_us| Move {
+                from: "Paris, FR".to_owned(),
+                to: "Tokyo, JP".to_owned(),
+                elapsed_us,
+            }),
+            travelled: travelled.map(|(distance_km, elapsed_us)| Trip {
+                distance_km,
+                elapsed_us,
+            }),
+        };
+        ImpossibleTravel::new(&Thresholds::default())
+            .check(&features)
+            .map(|reason| reason.detail)
+    }
+
+    #[test]
+    fn two_places_within_a_minute_fire() {
+        assert_eq!(
+            check(Some(12 * SECOND), None).as_deref(),
+            Some("Paris, FR and Tokyo, JP within 12.0 s")
+        );
+        assert!(check(Some(60 * SECOND), None).is_some());
+        assert_eq!(check(Some(60 * SECOND + 1), None), None);
+    }
+
+    #[test]
+    fn more_than_a_thousand_kilometres_an_hour_fires() {
+        let hour = 3_600 * SECOND;
+        assert_eq!(check(None, Some((1_000.0, hour))), None);
+        assert_eq!(
+            check(None, Some((1_000.5, hour))).as_deref(),
+            Some("1000.5 km within 3600.0 s, over 1000 km/h")
+        );
+    }
+
+    #[test]
+    fn the_same_instant_counts_as_a_second() {
+        assert_eq!(check(None, Some((0.27, 0))), None);
+        assert!(check(None, Some((0.28, 0))).is_some());
+    }
+}
