@@ -1,1 +1,21 @@
-//! sluice-tests
+//! The harness of the integration tests: it starts the real gateway and the real processor as local processes, each
+//! test's installation apart from all others, speaks to them as a client does, and checks what they promise.
+//!
+//! `servers` finds what `./dev test` started; `process` and `stack` start ours; `run` runs a test on a stack and shows the
+//! logs when it fails; `session` and `proxy` are raw clients and a bad network; `topics`, `ledger` and `checker` look at
+//! what was left behind.
+
+pub mod checker;
+pub mod collector;
+pub mod command;
+pub mod events;
+pub mod ledger;
+pub mod process;
+pub mod proxy;
+pub mod run;
+pub mod servers;
+pub mod session;
+pub mod stack;
+pub mod subscription;
+pub mod topics;
+pub mod wait;

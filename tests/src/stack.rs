@@ -1,0 +1,394 @@
+//! An isolated installation of Sluice: topics under a prefix of its own, a fresh database, one gateway and as many
+//! processors as asked for, all of them the binaries that production runs.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sqlx::{Connection, PgConnection};
+
+use crate::process::Process;
+use crate::servers::{self, Servers};
+use crate::wait;
+
+/// Tenants of a stack: a test takes one that no other test uses, so that tests can share a stack.
+const TENANTS: usize = 100;
+/// Longest wait for an answer of a health or metrics page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How an installation differs from the default one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Partitions of every topic.
+    pub partitions: u32,
+    /// Processor processes.
+    pub processors: usize,
+    /// Lanes of each processor.
+    pub lanes: u32,
+    /// The quota of each tenant.
+    pub quota_events_per_s: u32,
+    /// More environment variables of the gateway.
+    pub gateway_env: Vec<(String, String)>,
+    /// More environment variables of each processor.
+    pub processor_env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            partitions: 4,
+            processors: 1,
+            lanes: 2,
+            quota_events_per_s: 100_000,
+            gateway_env: Vec::new(),
+            processor_env: Vec::new(),
+        }
+    }
+}
+
+/// Who calls the gateway.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    /// The tenant's name.
+    pub name: String,
+    /// An API key of the tenant.
+    pub key: String,
+}
+
+impl Tenant {
+    fn numbered(number: usize) -> Self {
+        Self {
+            name: format!("tenant-{number:02}"),
+            key: format!("key-of-tenant-{number:02}-in-tests"),
+        }
+    }
+}
+
+/// A running installation. Everything of it ends when it is dropped.
+#[derive(Debug)]
+pub struct Stack {
+    servers: Servers,
+    options: Options,
+    prefix: String,
+    directory: PathBuf,
+    gateway_address: SocketAddr,
+    gateway_admin: SocketAddr,
+    gateway: Option<Process>,
+    processors: Vec<Option<Process>>,
+    processor_admins: Vec<SocketAddr>,
+    next_tenant: AtomicUsize,
+}
+
+impl Stack {
+    /// Makes the topics and the database, starts everything and waits until it is ready.
+    ///
+    /// # Errors
+    /// When the servers are missing or a part does not become ready.
+    pub async fn start(options: Options) -> Result<Self> {
+        let mut stack = Self::prepare(options).await?;
+        stack.start_all().await?;
+        Ok(stack)
+    }
+
+    /// Makes the topics and the database, and starts nothing.
+    ///
+    /// # Errors
+    /// When the servers are missing.
+    pub async fn prepare(options: Options) -> Result<Self> {
+        let servers = Servers::from_env()?;
+        let mut id = uuid::Uuid::new_v4().simple().to_string();
+        id.truncate(8);
+        let prefix = format!("t{id}-");
+        let directory = servers::scratch(&prefix)?;
+        std::fs::write(directory.join("keys.toml"), keys())?;
+        let stack = Self {
+            gateway_address: servers::free_address()?,
+            gateway_admin: servers::free_address()?,
+            gateway: None,
+            processors: (0..options.processors).map(|_number| None).collect(),
+            processor_admins: (0..options.processors)
+                .map(|_number| servers::free_address())
+                .collect::<Result<_>>()?,
+            next_tenant: AtomicUsize::new(0),
+            servers,
+            options,
+            prefix,
+            directory,
+        };
+        stack.create_database().await?;
+        stack.create_topics()?;
+        Ok(stack)
+    }
+
+    /// The servers behind the installation.
+    pub fn servers(&self) -> &Servers {
+        &self.servers
+    }
+
+    /// The directory of its logs.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The full name of a topic.
+    pub fn topic(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The processors' consumer group.
+    pub fn group(&self) -> String {
+        format!("{}processor", self.prefix)
+    }
+
+    /// Partitions of every topic.
+    pub fn partitions(&self) -> i32 {
+        self.options.partitions as i32
+    }
+
+    /// A tenant that nobody else was given.
+    ///
+    /// # Panics
+    /// When there are no more.
+    pub fn tenant(&self) -> Tenant {
+        let number = self.next_tenant.fetch_add(1, Ordering::Relaxed);
+        assert!(number < TENANTS, "a stack has only {TENANTS} tenants");
+        Tenant::numbered(number)
+    }
+
+    /// Where the gateway takes calls.
+    pub fn gateway_address(&self) -> SocketAddr {
+        self.gateway_address
+    }
+
+    /// Base URL of the gateway's calls.
+    pub fn gateway_url(&self) -> String {
+        format!("http://{}", self.gateway_address)
+    }
+
+    /// Where the gateway serves health and metrics.
+    pub fn gateway_admin(&self) -> SocketAddr {
+        self.gateway_admin
+    }
+
+    /// Where a processor serves health and metrics.
+    pub fn processor_admin(&self, number: usize) -> SocketAddr {
+        self.processor_admins[number]
+    }
+
+    /// The running gateway.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn gateway(&mut self) -> Result<&mut Process> {
+        self.gateway.as_mut().context("the gateway was not started")
+    }
+
+    /// A running processor.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn processor(&mut self, number: usize) -> Result<&mut Process> {
+        self.processors[number]
+            .as_mut()
+            .context("the processor was not started")
+    }
+
+    /// Starts the gateway and all processors, and waits until they are ready.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start_all(&mut self) -> Result<()> {
+        self.start_gateway()?;
+        for number in 0..self.options.processors {
+            self.start_processor(number)?;
+        }
+        self.ready().await
+    }
+
+    /// Starts the gateway, on the same address as before.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_gateway(&mut self) -> Result<()> {
+        let mut env = self.common_env();
+        env.extend([
+            ("SLUICE_LISTEN".to_owned(), self.gateway_address.to_string()),
+            ("SLUICE_ADMIN_LISTEN".to_owned(), self.gateway_admin.to_string()),
+            (
+                "SLUICE_API_KEYS".to_owned(),
+                self.directory.join("keys.toml").display().to_string(),
+            ),
+            (
+                "SLUICE_QUOTA_EVENTS_PER_S".to_owned(),
+                self.options.quota_events_per_s.to_string(),
+            ),
+        ]);
+        env.extend(self.options.gateway_env.clone());
+        self.gateway = None;
+        let program = servers::binary("sluice-gateway")?;
+        self.gateway = Some(Process::start("gateway", &program, &[], &env, &self.directory)?);
+        Ok(())
+    }
+
+    /// Starts a processor.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_processor(&mut self, number: usize) -> Result<()> {
+        let mut env = self.common_env();
+        env.extend([
+            ("SLUICE_POSTGRES".to_owned(), self.database_url()?),
+            ("SLUICE_LANES".to_owned(), self.options.lanes.to_string()),
+            ("SLUICE_GROUP".to_owned(), self.group()),
+            (
+                "SLUICE_ADMIN_LISTEN".to_owned(),
+                self.processor_admins[number].to_string(),
+            ),
+        ]);
+        env.extend(self.options.processor_env.clone());
+        self.processors[number] = None;
+        let program = servers::binary("sluice-processor")?;
+        let name = format!("processor-{number}");
+        self.processors[number] = Some(Process::start(&name, &program, &[], &env, &self.directory)?);
+        Ok(())
+    }
+
+    /// Waits until everything that was started says that it is ready.
+    ///
+    /// # Errors
+    /// When a part ended or does not become ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        if let Some(gateway) = &mut self.gateway {
+            ready("gateway", gateway, self.gateway_admin).await?;
+        }
+        for (processor, address) in self.processors.iter_mut().zip(&self.processor_admins) {
+            if let Some(processor) = processor {
+                ready("processor", processor, *address).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails when a part that was started does not run any more.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn must_run(&mut self) -> Result<()> {
+        let parts = self.gateway.iter_mut().chain(self.processors.iter_mut().flatten());
+        parts.into_iter().try_for_each(Process::must_run)
+    }
+
+    /// The ends of all logs, for a test that failed.
+    pub fn log_tails(&self) -> String {
+        let parts = self.gateway.iter().chain(self.processors.iter().flatten());
+        parts.map(Process::log_tail).collect()
+    }
+
+    /// URL of the installation's database.
+    ///
+    /// # Errors
+    /// When the given URL names no database.
+    pub fn database_url(&self) -> Result<String> {
+        let (server, _database) = self
+            .servers
+            .postgres
+            .rsplit_once('/')
+            .context("the Postgres URL has no path")?;
+        Ok(format!("{server}/{}", self.database()))
+    }
+
+    fn database(&self) -> String {
+        format!("sluice_{}", self.prefix.trim_end_matches('-'))
+    }
+
+    async fn create_database(&self) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.servers.postgres)
+            .await
+            .context("cannot reach Postgres")?;
+        let statement = format!("CREATE DATABASE {}", self.database());
+        sqlx::raw_sql(&statement).execute(&mut connection).await?;
+        connection.close().await?;
+        Ok(())
+    }
+
+    fn create_topics(&self) -> Result<()> {
+        let output = Command::new(servers::binary("sluicectl")?)
+            .args(["topics", "apply", "--partitions", &self.options.partitions.to_string()])
+            .envs(self.common_env())
+            .output()?;
+        let (out, error) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        ensure!(
+            output.status.success(),
+            "sluicectl topics apply: {}\n{out}{error}",
+            output.status
+        );
+        Ok(())
+    }
+
+    fn common_env(&self) -> Vec<(String, String)> {
+        [
+            ("SLUICE_KAFKA", self.servers.kafka.as_str()),
+            ("SLUICE_REGISTRY", &self.servers.registry),
+            ("SLUICE_TOPIC_PREFIX", &self.prefix),
+            ("SLUICE_LOG", "info"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tails());
+        }
+    }
+}
+
+async fn ready(name: &str, process: &mut Process, admin: SocketAddr) -> Result<()> {
+    let answered = wait::until(&format!("{name} is ready"), async || {
+        process.must_run()?;
+        Ok(page(admin, "/health/ready").await.ok())
+    })
+    .await;
+    answered.map(|_page| ()).with_context(|| process.log_tail())
+}
+
+/// Fetches a page of a part's admin port.
+///
+/// # Errors
+/// When there is no answer, or one other than 200.
+pub async fn page(admin: SocketAddr, path: &str) -> Result<String> {
+    let url = format!("http://{admin}{path}");
+    let fetch = move || -> Result<String> {
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(PAGE_TIMEOUT))
+            .proxy(None)
+            .build()
+            .into();
+        Ok(agent.get(&url).call()?.body_mut().read_to_string()?)
+    };
+    tokio::task::spawn_blocking(fetch).await?
+}
+
+fn keys() -> String {
+    (0..TENANTS)
+        .map(Tenant::numbered)
+        .fold(String::new(), |mut text, tenant| {
+            // Writing to a String cannot fail.
+            let _written = writeln!(
+                text,
+                "[[key]]\nkey = \"{}\"\ntenant = \"{}\"\n",
+                tenant.key, tenant.name
+            );
+            text
+        })
+}

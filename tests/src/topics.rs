@@ -1,0 +1,216 @@
+//! Kafka's topics as they are: read whole, read_committed, and written to by anybody.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+use rdkafka::util::Timeout;
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use sluice_proto::{headers, topics};
+
+use crate::stack::Stack;
+use crate::wait;
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// A record as it stands in a topic.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its key, as text.
+    pub key: String,
+    /// Its value.
+    pub payload: Vec<u8>,
+    /// Its headers; a header that occurs twice has its last value.
+    pub headers: BTreeMap<String, Vec<u8>>,
+}
+
+impl Record {
+    /// A header as text.
+    ///
+    /// # Errors
+    /// When it is missing or no text.
+    pub fn header(&self, name: &str) -> Result<&str> {
+        let value = self
+            .headers
+            .get(name)
+            .with_context(|| format!("no header {name} in {:?}", self.headers.keys()))?;
+        Ok(std::str::from_utf8(value)?)
+    }
+
+    /// Whether the record is of this tenant.
+    pub fn is_of(&self, tenant: &str) -> bool {
+        self.key
+            .split_once('/')
+            .is_some_and(|(owner, _subject)| owner == tenant)
+    }
+}
+
+/// Reads every committed record of a topic, by partition and offset.
+///
+/// # Errors
+/// When Kafka does not answer.
+pub async fn read(stack: &Stack, topic: &str) -> Result<Vec<Record>> {
+    let (kafka, topic, partitions) = (stack.servers().kafka.clone(), stack.topic(topic), stack.partitions());
+    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, partitions)).await?
+}
+
+fn read_blocking(kafka: &str, topic: &str, partitions: i32) -> Result<Vec<Record>> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", kafka)
+        // A group is demanded even by a consumer that is assigned its partitions; nothing is committed to it.
+        .set("group.id", "sluice-tests-reader")
+        .set("enable.auto.commit", "false")
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("fetch.wait.max.ms", "10")
+        .create()?;
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..partitions {
+        assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&assignment)?;
+    let mut unread: HashSet<i32> = (0..partitions).collect();
+    let mut records = Vec::new();
+    let deadline = Instant::now() + wait::SOON;
+    while !unread.is_empty() {
+        if Instant::now() > deadline {
+            bail!("partitions {unread:?} of {topic} cannot be read to their end");
+        }
+        match consumer.poll(POLL) {
+            None => {}
+            Some(Ok(message)) => records.push(record(&message)),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                unread.remove(&partition);
+            }
+            Some(Err(error)) => return Err(error).with_context(|| format!("cannot read {topic}")),
+        }
+    }
+    records.sort_by_key(|record| (record.partition, record.offset));
+    Ok(records)
+}
+
+fn record(message: &impl Message) -> Record {
+    let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
+        payload: message.payload().unwrap_or_default().to_vec(),
+        headers: headers
+            .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+            .collect(),
+    }
+}
+
+/// Writes a record straight to the payments topic, as anybody with access to Kafka can. Returns its partition and offset.
+///
+/// # Errors
+/// When Kafka does not take it.
+pub async fn write_payment(stack: &Stack, tenant: &str, account: &str, payload: Vec<u8>) -> Result<(i32, i64)> {
+    let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topics::PAYMENTS));
+    let (key, tenant) = (topics::key(tenant, account), tenant.to_owned());
+    tokio::task::spawn_blocking(move || write_blocking(&kafka, &topic, &key, &tenant, &payload)).await?
+}
+
+fn write_blocking(kafka: &str, topic: &str, key: &str, tenant: &str, payload: &[u8]) -> Result<(i32, i64)> {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", kafka)
+        .set("partitioner", "murmur2_random")
+        .set("acks", "all");
+    let producer: BaseProducer<Reports> = config.create_with_context(Reports)?;
+    let tenant = Header {
+        key: headers::TENANT,
+        value: Some(tenant),
+    };
+    let (report, reports) = mpsc::channel();
+    let record = BaseRecord::with_opaque_to(topic, Box::new(report))
+        .key(key)
+        .payload(payload);
+    let record = record.headers(OwnedHeaders::new().insert(tenant));
+    producer.send(record).map_err(|(error, _record)| error)?;
+    producer.flush(wait::SOON)?;
+    Ok(reports.try_recv().context("no delivery report")??)
+}
+
+type Report = Result<(i32, i64), KafkaError>;
+
+/// Tells where a record was stored.
+struct Reports;
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<mpsc::Sender<Report>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, report: Self::DeliveryOpaque) {
+        let stored = match result {
+            Ok(message) => Ok((message.partition(), message.offset())),
+            Err((error, _message)) => Err(error.clone()),
+        };
+        // The writer waits for it, so that the other end is there.
+        drop(report.send(stored));
+    }
+}
+
+/// Waits until the processors have committed everything that stands in the payments topic; returns each partition's
+/// committed offset.
+///
+/// # Errors
+/// When they do not get there.
+pub async fn consumed(stack: &Stack) -> Result<Vec<i64>> {
+    let (kafka, topic, group) = (
+        stack.servers().kafka.clone(),
+        stack.topic(topics::PAYMENTS),
+        stack.group(),
+    );
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &kafka)
+        .set("group.id", &group)
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    let consumer = std::sync::Arc::new(consumer);
+    let partitions = stack.partitions();
+    wait::until("the processors have consumed every payment", async || {
+        let (consumer, topic) = (std::sync::Arc::clone(&consumer), topic.clone());
+        tokio::task::spawn_blocking(move || caught_up(&consumer, &topic, partitions)).await?
+    })
+    .await
+}
+
+fn caught_up(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Option<Vec<i64>>> {
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition_range(topic, 0, partitions - 1);
+    let committed = match consumer.committed_offsets(asked, Timeout::from(wait::SOON)) {
+        Ok(committed) => committed,
+        // A transaction that is open over the offsets makes them unstable for a moment.
+        Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnstableOffsetCommit)) => return Ok(None),
+        Err(error) => return Err(error).context("cannot read the committed offsets"),
+    };
+    let mut offsets = Vec::new();
+    for partition in 0..partitions {
+        let (first, end) = consumer.fetch_watermarks(topic, partition, wait::SOON)?;
+        let found = committed
+            .find_partition(topic, partition)
+            .map(|element| element.offset());
+        let offset = match found {
+            Some(Offset::Offset(offset)) => offset,
+            _ => first,
+        };
+        if offset < end {
+            return Ok(None);
+        }
+        offsets.push(offset);
+    }
+    Ok(Some(offsets))
+}
