@@ -10,7 +10,6 @@ use crate::table::Table;
 /// Runs the command and returns what it prints.
 pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
     let config = options.kafka.config();
-    config.validate()?;
     let admin = Admin::new(&config, Metrics::default())?;
     let topics = Topics::new(&config.topic_prefix);
     let at = || format!("Kafka at {}", config.bootstrap_servers);
@@ -28,7 +27,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
 fn apply(admin: &Admin, topics: &Topics, partitions: u16, replication: u16) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let ensured = runtime.block_on(admin.ensure_topics(topics, partitions, replication))?;
-    let mut table = Table::new(&["TOPIC", "PARTITIONS", ""]);
+    let mut table = Table::new(&["TOPIC", "PARTITIONS", "RESULT"]);
     for topic in ensured {
         let state = if topic.created { "created" } else { "unchanged" };
         table.row([topic.topic, partitions.to_string(), state.to_owned()]);

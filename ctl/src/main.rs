@@ -8,10 +8,14 @@ mod table;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind::ValueValidation;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let options = options::Options::parse();
+    if let Err(error) = options.kafka.config().validate() {
+        options::Options::command().error(ValueValidation, error).exit();
+    }
     match commands::run(&options) {
         Ok(page) => print(&page),
         Err(error) => {

@@ -11,12 +11,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, Isolation};
+use crate::context;
 use crate::error;
 use crate::metrics::Metrics;
 use crate::topics::Topics;
 
 /// How long one admin request may take.
-pub const TIMEOUT: Duration = Duration::from_secs(15);
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What [`Admin::ensure_topics`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +104,7 @@ impl Admin {
     ///
     /// # Errors
     /// [`error::Admin::Partitions`] where a topic exists with another count: nothing was created then.
-    /// [`error::Admin::Topic`] for what the broker refused, [`error::Admin::Operation`] where it did not answer.
+    /// [`error::Admin::Topic`] for what the broker refused, [`error::Admin::NoBroker`] where none answered.
     ///
     /// Cancel-safe: a topic is created or not.
     pub async fn ensure_topics(
@@ -175,7 +176,7 @@ impl Admin {
     /// The number of partitions, after checking that every topic exists and all have the same. Blocks.
     ///
     /// # Errors
-    /// [`error::Admin::NoTopic`], [`error::Admin::Partitions`], [`error::Admin::Operation`].
+    /// [`error::Admin::NoTopic`], [`error::Admin::Partitions`], [`error::Admin::NoBroker`], [`error::Admin::Operation`].
     pub fn check_topics(&self, topics: &Topics) -> Result<usize, error::Admin> {
         let result = self.check(topics, None);
         self.metrics.admin("check_topics", &result);
@@ -213,7 +214,7 @@ impl Admin {
     /// Every topic whose name starts with the installation's prefix, without Kafka's own, by name. Blocks.
     ///
     /// # Errors
-    /// [`error::Admin::Operation`].
+    /// [`error::Admin::NoBroker`], [`error::Admin::Operation`].
     pub fn topics(&self) -> Result<Vec<Topic>, error::Admin> {
         let result = self.describe();
         self.metrics.admin("list_topics", &result);
@@ -256,7 +257,7 @@ impl Admin {
     /// Every consumer group of the cluster, by name. Blocks.
     ///
     /// # Errors
-    /// [`error::Admin::Operation`].
+    /// [`error::Admin::NoBroker`], [`error::Admin::Operation`].
     pub fn groups(&self) -> Result<Vec<Group>, error::Admin> {
         let list = self
             .client
@@ -283,7 +284,7 @@ impl Admin {
     /// Offsets in an open transaction are not waited for: lag is a picture of now.
     ///
     /// # Errors
-    /// [`error::Admin::NoTopic`], [`error::Admin::Operation`], [`error::Admin::Create`].
+    /// [`error::Admin::NoTopic`], [`error::Admin::NoBroker`], [`error::Admin::Operation`], [`error::Admin::Create`].
     pub fn lag(&self, group: &str, topic: &str) -> Result<Vec<Lag>, error::Admin> {
         let result = self.read_lag(group, topic);
         self.metrics.admin("read_lag", &result);
@@ -297,7 +298,9 @@ impl Admin {
             .partitions;
         let partitions: Vec<i32> = (0..i32::try_from(partitions).unwrap_or(i32::MAX)).collect();
         let config = self.config.offsets_of(group, Isolation::ReadUncommitted);
-        let consumer: BaseConsumer = config.create().map_err(error::Admin::Create)?;
+        let consumer: BaseConsumer<context::Consumer> = config
+            .create_with_context(context::Consumer)
+            .map_err(error::Admin::Create)?;
         let committed =
             committed(&consumer, topic, &partitions, TIMEOUT).map_err(failed("reading committed offsets"))?;
         let mut lags = Vec::with_capacity(partitions.len());
@@ -343,7 +346,15 @@ pub fn committed(
 }
 
 fn failed(operation: &'static str) -> impl Fn(KafkaError) -> error::Admin {
-    move |source| error::Admin::Operation { operation, source }
+    move |cause| match error::code(&cause) {
+        Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::OperationTimedOut | Code::Resolve) => {
+            error::Admin::NoBroker {
+                operation,
+                timeout_s: TIMEOUT.as_secs(),
+            }
+        }
+        _ => error::Admin::Operation { operation, cause },
+    }
 }
 
 fn wrong_count(topic: &str, actual: usize, wanted: u16) -> error::Admin {

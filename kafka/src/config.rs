@@ -163,6 +163,8 @@ impl Config {
     /// A member of `group` that commits nothing by itself: the offsets travel in the lane's transaction. Classic
     /// protocol with the range assignor, which is eager: every rebalance revokes everything first, so that a partition is
     /// never in two lanes' hands, and partition n of several topics goes to the same member.
+    ///
+    /// `poll` also returns `None` before its time is over when it has served a rebalance.
     pub fn consumer(&self, group: &str, session_timeout: Duration) -> ClientConfig {
         let session_ms = millis(session_timeout).max(HEARTBEATS_PER_SESSION);
         let mut config = self.fetching(Isolation::ReadCommitted);
@@ -181,7 +183,12 @@ impl Config {
 
     /// A consumer without a group, for `assign`: replay, and the gateway's readers of decisions. Polling returns
     /// `KafkaError::PartitionEOF` at the end of a partition, once each time it is reached, and an error of kind
-    /// `offset_out_of_range` instead of a silent jump when the position was deleted by retention.
+    /// `offset_out_of_range` instead of a silent jump when the position was deleted by retention. Build it with
+    /// [`crate::context::Consumer`], or the log will call the one and the other an error each time.
+    ///
+    /// Assign absolute offsets, or ask for a watermark first: as long as the client does not know a partition's leader,
+    /// it looks a logical offset such as `Beginning` up only half a second later. `poll` also returns `None` before its
+    /// time is over when it has served a callback.
     pub fn reader(&self, isolation: Isolation) -> ClientConfig {
         let mut config = self.fetching(isolation);
         config.set("group.id", READER_GROUP);

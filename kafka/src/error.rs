@@ -1,6 +1,7 @@
 //! The error hierarchy: [`Kafka`] ▸ [`Admin`], [`Producer`], [`Consumer`], [`Registry`], and what each allows its
 //! consumer to do: try again, take a new client, tell a client that nothing was stored.
 //!
+//! Each says its cause in its own words, and has no `source`: a chain printed in full would say it three times.
 //! Errors are classified by librdkafka's codes, in one place each: [`is_transient`], [`is_fatal`], [`rejected`].
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -48,14 +49,22 @@ impl Kafka {
 pub enum Admin {
     /// No client could be made of the configuration.
     #[error("cannot create an admin client: {0}")]
-    Create(#[source] KafkaError),
-    /// The cluster did not answer, or refused the whole operation.
-    #[error("{operation} failed: {source}")]
+    Create(KafkaError),
+    /// No broker could be reached, or none answered in time.
+    #[error("{operation} failed: no broker answered within {timeout_s} s")]
+    NoBroker {
+        /// What was asked, such as `creating topics`.
+        operation: &'static str,
+        /// How long was waited, in seconds.
+        timeout_s: u64,
+    },
+    /// The cluster refused the whole operation.
+    #[error("{operation} failed: {cause}")]
     Operation {
-        /// What was asked, such as `create topics`.
+        /// What was asked, such as `creating topics`.
         operation: &'static str,
         /// librdkafka's answer.
-        source: KafkaError,
+        cause: KafkaError,
     },
     /// The cluster refused one topic.
     #[error("cannot create topic {topic}: {code}")]
@@ -87,7 +96,8 @@ impl Admin {
     /// Whether the same call may succeed later without any change.
     pub fn is_retriable(&self) -> bool {
         match self {
-            Self::Operation { source, .. } => code(source).is_some_and(is_transient),
+            Self::NoBroker { .. } => true,
+            Self::Operation { cause, .. } => code(cause).is_some_and(is_transient),
             Self::Topic { code, .. } => is_transient(*code),
             Self::Create(_) | Self::Partitions { .. } | Self::NoTopic(_) => false,
         }
@@ -99,20 +109,20 @@ impl Admin {
 pub enum Producer {
     /// No producer could be made of the configuration.
     #[error("cannot create a producer: {0}")]
-    Create(#[source] KafkaError),
+    Create(KafkaError),
     /// `send` returned an error: the message never entered the producer's queue.
     #[error("the producer refused a message: {0}")]
-    Refused(#[source] KafkaError),
+    Refused(KafkaError),
     /// The delivery report carried an error, after the message had been queued.
     #[error("a message was not delivered: {0}")]
-    Undelivered(#[source] KafkaError),
+    Undelivered(KafkaError),
     /// A call of the transaction's life failed.
-    #[error("{step} failed: {source}")]
+    #[error("{step} failed: {cause}")]
     Transaction {
         /// Which call, such as `commit_transaction`.
         step: &'static str,
         /// librdkafka's answer.
-        source: KafkaError,
+        cause: KafkaError,
     },
 }
 
@@ -120,8 +130,8 @@ impl Producer {
     /// librdkafka's error.
     pub fn kafka(&self) -> &KafkaError {
         match self {
-            Self::Create(source) | Self::Refused(source) | Self::Undelivered(source) => source,
-            Self::Transaction { source, .. } => source,
+            Self::Create(cause) | Self::Refused(cause) | Self::Undelivered(cause) => cause,
+            Self::Transaction { cause, .. } => cause,
         }
     }
 
@@ -156,7 +166,7 @@ impl Producer {
     pub fn nothing_stored(&self) -> bool {
         match self {
             Self::Create(_) | Self::Refused(_) => true,
-            Self::Undelivered(source) => code(source).is_some_and(rejected),
+            Self::Undelivered(cause) => code(cause).is_some_and(rejected),
             Self::Transaction { .. } => false,
         }
     }
@@ -176,25 +186,25 @@ impl Producer {
 pub enum Consumer {
     /// No consumer could be made of the configuration.
     #[error("cannot create a consumer: {0}")]
-    Create(#[source] KafkaError),
+    Create(KafkaError),
     /// Subscribing, assigning, seeking, pausing or resuming failed.
-    #[error("{step} failed: {source}")]
+    #[error("{step} failed: {cause}")]
     Control {
         /// Which call, such as `subscribe`.
         step: &'static str,
         /// librdkafka's answer.
-        source: KafkaError,
+        cause: KafkaError,
     },
     /// Polling returned an error instead of a record.
     #[error("polling failed: {0}")]
-    Poll(#[source] KafkaError),
+    Poll(KafkaError),
     /// Reading committed offsets, watermarks or metadata failed.
-    #[error("reading {what} failed: {source}")]
+    #[error("reading {what} failed: {cause}")]
     Offsets {
         /// What was asked, such as `committed offsets`.
         what: &'static str,
         /// librdkafka's answer.
-        source: KafkaError,
+        cause: KafkaError,
     },
 }
 
@@ -202,8 +212,8 @@ impl Consumer {
     /// librdkafka's error.
     pub fn kafka(&self) -> &KafkaError {
         match self {
-            Self::Create(source) | Self::Poll(source) => source,
-            Self::Control { source, .. } | Self::Offsets { source, .. } => source,
+            Self::Create(cause) | Self::Poll(cause) => cause,
+            Self::Control { cause, .. } | Self::Offsets { cause, .. } => cause,
         }
     }
 
@@ -336,8 +346,8 @@ mod tests {
     #[test]
     fn the_code_of_an_admin_operation_is_found() {
         let error = Admin::Operation {
-            operation: "create topics",
-            source: KafkaError::AdminOp(Code::NotController),
+            operation: "creating topics",
+            cause: KafkaError::AdminOp(Code::NotController),
         };
         assert!(error.is_retriable());
     }

@@ -13,7 +13,8 @@ pub struct Unreadable;
 ///
 /// # Errors
 /// [`Unreadable`], where rdkafka itself panics: `BorrowedHeaders` unwraps the name of every header that it passes, so one
-/// record would stop a lane for ever. The panic ends here.
+/// record would stop a lane for ever. The panic ends here, with a message on stderr; so no panic hook may end the process,
+/// and the release profile must unwind.
 pub fn read<'a, const N: usize>(
     headers: Option<&'a impl Headers>,
     names: [&str; N],

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod context;
 pub mod error;
 pub mod headers;
 pub mod metrics;

@@ -6,6 +6,7 @@
 //! it was given whenever it has no span of its own.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -71,8 +72,20 @@ pub struct Telemetry {
 
 struct Export {
     provider: SdkTracerProvider,
-    /// The gRPC client's own, with one thread, so that spans leave also while the server's runtime starts or ends.
-    runtime: Runtime,
+    /// Dropped after the provider, which may still have spans to send.
+    _client: Client,
+}
+
+/// The gRPC client's own runtime, with one thread, so that spans leave also while the server's starts or ends. A runtime
+/// may not simply be dropped where tasks run, so this one is left to end by itself.
+struct Client(Option<Runtime>);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// Sets logging up (compact lines on stderr, `filter` such as `info,sluice_gateway=debug`) and, with an OTLP gRPC
@@ -89,6 +102,7 @@ pub fn init(service_name: &'static str, filter: &str, otlp_endpoint: Option<&str
     tracing_subscriber::fmt()
         .compact()
         .with_env_filter(directives)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init()
         .map_err(|_| Error::AlreadySet)?;
@@ -113,7 +127,9 @@ impl Telemetry {
             .enable_all()
             .build()
             .map_err(|error| failed(error.to_string()))?;
-        let entered = runtime.enter();
+        let handle = runtime.handle().clone();
+        let client = Client(Some(runtime));
+        let entered = handle.enter();
         let exporter = SpanExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
@@ -134,7 +150,10 @@ impl Telemetry {
         drop(entered);
         let tracer = Tracer(Some(Arc::new(provider.tracer(service_name))));
         Ok(Self {
-            export: Some(Export { provider, runtime }),
+            export: Some(Export {
+                provider,
+                _client: client,
+            }),
             tracer,
         })
     }
@@ -147,13 +166,10 @@ impl Telemetry {
     /// Exports what is left, for up to [`SHUTDOWN_TIMEOUT`]. Blocks: call it when everything else has stopped. Spans that
     /// end later are lost.
     pub fn shutdown(self) {
-        let Some(Export { provider, runtime }) = self.export else {
-            return;
-        };
-        if let Err(error) = provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
+        let Some(export) = self.export else { return };
+        if let Err(error) = export.provider.shutdown_with_timeout(SHUTDOWN_TIMEOUT) {
             tracing::warn!(%error, "the last spans were not exported");
         }
-        runtime.shutdown_background();
     }
 }
 

@@ -4,8 +4,8 @@ use opentelemetry_sdk::trace::InMemorySpanExporter;
 
 use super::*;
 
-const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-const NOT_SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+const SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-01";
+const NOT_SAMPLED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-00";
 
 #[test]
 fn a_traceparent_survives_parsing_and_writing() {
@@ -14,7 +14,7 @@ fn a_traceparent_survives_parsing_and_writing() {
         assert!(context.is_remote());
         assert_eq!(format(&context), text);
     }
-    let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03-more";
+    let later = "01-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-03-more";
     assert_eq!(format(&parse(later).expect("a later version")), SAMPLED);
 }
 
@@ -23,15 +23,15 @@ fn a_malformed_traceparent_is_none() {
     for text in [
         "",
         "00",
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0",
-        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
-        "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01more",
-        "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-0",
+        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-01-more",
+        "01-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-01more",
+        "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-01",
+        "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f0671720490217-01",
+        "00-00000000000000000000000000000000-00f0671720490217-01",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-        "00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        "00-4bf92f3577b34da6a3ce929d0e0é4736-00f067aa0ba902b7-01",
+        "00_4bf92f3577b34da6a3ce929d0e0e4736-00f0671720490217-01",
+        "00-4bf92f3577b34da6a3ce929d0e0é4736-00f0671720490217-01",
     ] {
         assert!(parse(text).is_none(), "{text:?}");
     }
@@ -89,4 +89,23 @@ fn off_means_no_span_and_no_attributes() {
 fn a_filter_that_makes_no_sense_is_named() {
     let error = init("test", "sluice=noise=x", None).err().expect("refused");
     assert!(error.to_string().contains("sluice=noise=x"), "{error}");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_makes_no_sense_is_named_also_within_a_runtime() {
+    let error = Telemetry::exporting("test", Some("no endpoint"))
+        .err()
+        .expect("refused");
+    assert!(error.to_string().contains("no endpoint"), "{error}");
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_does_not_disturb() {
+    // Nothing listens on port 1 of a machine that runs tests.
+    let telemetry = Telemetry::exporting("test", Some("http://127.0.0.1:1")).expect("on");
+    let span = telemetry
+        .tracer()
+        .start("publish", SpanKind::Producer, Some(SAMPLED), SystemTime::UNIX_EPOCH);
+    assert!(span.is_some());
+    drop(telemetry);
 }
