@@ -29,6 +29,8 @@ pub mod publish;
 pub mod refusal;
 pub mod subscribe;
 pub mod target;
+#[cfg(test)]
+mod tests;
 pub mod unary;
 
 pub use publish::{Outcome, Publisher, Receipt, Ticket};
