@@ -42,10 +42,7 @@ macro_rules! record {
             const TOPIC: &'static str = $topic;
 
             fn schema() -> &'static Schema {
-                #[expect(
-                    clippy::expect_used,
-                    reason = "the schema is part of this crate and parsed in its tests"
-                )]
+                // The schema is part of this crate, and its tests parse it.
                 static SCHEMA: LazyLock<Schema> =
                     LazyLock::new(|| Schema::parse_str(<$type>::SCHEMA_JSON).expect("a schema of this crate parses"));
                 &SCHEMA
