@@ -1,0 +1,1 @@
+"""Publish payments to Sluice and receive fraud decisions."""
