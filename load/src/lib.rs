@@ -3,6 +3,7 @@
 //! `generate` and `card_file` make payments; `demo` publishes them and follows each one to its decision; `bench`
 //! measures the gateway and the processor. Tests use the same generator.
 
+pub mod bench;
 pub mod card_file;
 pub mod demo;
 pub mod generate;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_load::demo;
+use sluice_load::{bench, demo};
 
 const FAILED: u8 = 1;
 const NOT_TRIED: u8 = 2;
@@ -20,6 +20,9 @@ struct Cli {
 enum Command {
     /// Publish payments, follow each one to its decision, and show what became of them
     Demo(demo::Args),
+    /// Measure on real parts, which the environment names
+    #[command(subcommand)]
+    Bench(bench::Command),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Demo(args) => runtime.block_on(demo::run(args)),
+        Command::Bench(command) => bench::run(&command, &runtime).map(|()| true),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,0 +1,135 @@
+//! `bench ingest`: the same records through the gateway in full messages, in messages of one event over several streams,
+//! and through a plain producer, in turn in every run.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use super::Common;
+use super::parts::{Installation, Part, free_address};
+use super::plain::Plain;
+use super::records::{self, Record};
+use super::report::{Report, histogram};
+use super::stream::Stream;
+
+const BATCH_EVENTS: usize = 64;
+const SINGLE_STREAMS: usize = 4;
+
+/// Options of the benchmark.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Events that each sender sends in each run
+    #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u32).range(10_000..=5_000_000))]
+    events: u32,
+}
+
+/// What one way through the gateway took.
+struct Through {
+    events_per_s: f64,
+    cpu_us_per_event: f64,
+    latency: Histogram<u64>,
+}
+
+pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
+    let name = format!("bench-ingest-{:08x}.", fastrand::u32(..));
+    let installation = Installation::create(&args.common.parts, name)?;
+    let listen = free_address()?;
+    let gateway = installation.start("sluice-gateway", &[("SLUICE_LISTEN", listen.to_string())])?;
+    let address = format!("http://{listen}");
+    let records = Arc::new(records::prepare(args.events, installation.schema_id()?)?);
+    let bytes: usize = records.iter().map(|record| record.event.len()).sum();
+    println!(
+        "{} events of {} bytes on average; a round to warm up, then {} runs",
+        args.events,
+        bytes / records.len(),
+        args.common.runs
+    );
+    let plain = Plain::new(&installation)?;
+    let mut report = Report::default();
+    for run in 0..=args.common.runs {
+        let id = |way: &str| format!("{way}-{run}");
+        let through = |way: &str, streams, per_message| {
+            runtime
+                .block_on(publish(&gateway, &address, &id(way), &records, streams, per_message))
+                .with_context(|| format!("{way}, run {run}"))
+        };
+        let batched = through("batched", 1, BATCH_EVENTS)?;
+        let single = through("single", SINGLE_STREAMS, 1)?;
+        let sent = plain.send_all(&records)?;
+        println!(
+            "{}: batched {:.0}/s, single {:.0}/s, plain {:.0}/s",
+            if run == 0 {
+                "warm-up".to_owned()
+            } else {
+                format!("run {run}")
+            },
+            batched.events_per_s,
+            single.events_per_s,
+            sent.events_per_s
+        );
+        if run == 0 {
+            continue;
+        }
+        report.add("ingest_events_per_s", "1/s", batched.events_per_s);
+        report.add("ingest_single_events_per_s", "1/s", single.events_per_s);
+        report.add("ingest_plain_events_per_s", "1/s", sent.events_per_s);
+        report.add(
+            "ingest_ratio_batched",
+            "ratio",
+            batched.events_per_s / sent.events_per_s,
+        );
+        report.add("ingest_ratio_single", "ratio", single.events_per_s / sent.events_per_s);
+        report.add("ingest_cpu_us_per_event", "us", batched.cpu_us_per_event);
+        report.add("ingest_single_cpu_us_per_event", "us", single.cpu_us_per_event);
+        report.add("ingest_plain_cpu_us_per_event", "us", sent.cpu_us_per_event);
+        report.add_latency(["ingest_ack_p50_ms", "ingest_ack_p99_ms"], &batched.latency);
+        report.add_latency(
+            ["ingest_single_ack_p50_ms", "ingest_single_ack_p99_ms"],
+            &single.latency,
+        );
+        report.add_latency(["ingest_plain_ack_p50_ms", "ingest_plain_ack_p99_ms"], &sent.latency);
+    }
+    println!("latencies are those of senders that go as fast as they can: they measure queues");
+    Ok(report)
+}
+
+/// Divides the records among the streams, sends them, and waits until all are stored.
+async fn publish(
+    gateway: &Part,
+    address: &str,
+    id: &str,
+    records: &Arc<Vec<Record>>,
+    streams: usize,
+    per_message: usize,
+) -> anyhow::Result<Through> {
+    let mut open = Vec::new();
+    for index in 0..streams {
+        open.push(Stream::open(address, format!("{id}-{index}")).await?);
+    }
+    let share = records.len().div_ceil(streams);
+    let (cpu_s, started) = (gateway.cpu_s()?, Instant::now());
+    let mut sending = JoinSet::new();
+    for (index, stream) in open.into_iter().enumerate() {
+        let records = Arc::clone(records);
+        sending.spawn(async move {
+            let end = records.len().min((index + 1) * share);
+            stream.publish(&records[index * share..end], per_message).await
+        });
+    }
+    let mut latency = histogram();
+    while let Some(sent) = sending.join_next().await {
+        latency.add(sent??)?;
+    }
+    let elapsed_s = started.elapsed().as_secs_f64();
+    Ok(Through {
+        events_per_s: records.len() as f64 / elapsed_s,
+        cpu_us_per_event: (gateway.cpu_s()? - cpu_s) * 1e6 / records.len() as f64,
+        latency,
+    })
+}

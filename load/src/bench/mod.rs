@@ -1,0 +1,54 @@
+//! `sluice-load bench`: what the gateway and the processor do on this machine, beside a plain Kafka producer on the same
+//! records in the same run.
+//!
+//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest` and
+//! `process` are the benchmarks, `report` prints the figures: medians with their extremes.
+
+mod ingest;
+mod parts;
+mod plain;
+mod process;
+mod records;
+mod report;
+mod stream;
+
+use std::path::PathBuf;
+
+use tokio::runtime::Runtime;
+
+use report::Report;
+
+/// What can be measured.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// How fast the gateway stores events: 64 a message, one a message over 4 streams, and a plain producer beside it
+    Ingest(ingest::Args),
+    /// How fast the processor decides a topic full of payments, and how soon at a steady rate
+    Process(process::Args),
+}
+
+/// Options of every benchmark.
+#[derive(Clone, Debug, clap::Args)]
+struct Common {
+    /// How often everything is measured; the figures are medians
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    runs: u16,
+    /// File to write the figures to, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    parts: parts::Options,
+}
+
+/// Runs a benchmark and reports its figures.
+///
+/// # Errors
+/// When a part cannot be started, or did not do all of its work.
+pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
+    let (common, report): (_, Report) = match command {
+        Command::Ingest(args) => (&args.common, ingest::run(args, runtime)?),
+        Command::Process(args) => (&args.common, process::run(args, runtime)?),
+    };
+    report.print();
+    common.json.as_deref().map_or(Ok(()), |path| report.write(path))
+}

@@ -1,0 +1,137 @@
+//! A plain librdkafka producer: what Kafka itself takes on this machine, from the same records with the same settings as
+//! the gateway's producer.
+//!
+//! Sends as fast as it can, or at a rate; each record's delivery report stops its clock.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use hdrhistogram::Histogram;
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use sluice_proto::headers;
+
+use super::parts::{Installation, own_cpu_s};
+use super::records::{Record, SCHEMA, TENANT};
+use super::report::histogram;
+
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// A full queue is looked at again after this.
+const FULL_WAIT: Duration = Duration::from_millis(1);
+const HEADERS: usize = 6;
+const PRODUCER_ID: &str = "plain";
+
+/// What sending took.
+pub(super) struct Sent {
+    pub(super) events_per_s: f64,
+    pub(super) cpu_us_per_event: f64,
+    pub(super) latency: Histogram<u64>,
+}
+
+struct Reports {
+    started: Instant,
+    latency: Mutex<(Histogram<u64>, u64)>,
+}
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    /// When the record was sent, in microseconds since the start.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, sent_micros: usize) {
+        let now_micros = self.started.elapsed().as_micros() as u64;
+        let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            Ok(_stored) => latency
+                .0
+                .saturating_record((now_micros.saturating_sub(sent_micros as u64)).max(1)),
+            Err(_failed) => latency.1 += 1,
+        }
+    }
+}
+
+/// A producer on an installation's payments.
+pub(super) struct Plain {
+    producer: Arc<ThreadedProducer<Reports>>,
+    topic: String,
+}
+
+impl Plain {
+    pub(super) fn new(installation: &Installation) -> anyhow::Result<Self> {
+        let reports = Reports {
+            started: Instant::now(),
+            latency: Mutex::new((histogram(), 0)),
+        };
+        let producer = installation.kafka.idempotent_producer().create_with_context(reports)?;
+        Ok(Self {
+            producer: Arc::new(producer),
+            topic: installation.topics.payments.clone(),
+        })
+    }
+
+    /// Sends everything and waits for every report.
+    pub(super) fn send_all(&self, records: &[Record]) -> anyhow::Result<Sent> {
+        self.take_latency();
+        let (cpu_s, started) = (own_cpu_s()?, Instant::now());
+        for (index, record) in records.iter().enumerate() {
+            self.send(record, index)?;
+        }
+        self.producer
+            .flush(FLUSH_TIMEOUT)
+            .context("not everything was delivered")?;
+        let elapsed_s = started.elapsed().as_secs_f64();
+        let cpu_s = own_cpu_s()? - cpu_s;
+        let (latency, failed) = self.take_latency();
+        ensure!(failed == 0, "{failed} records were not delivered");
+        Ok(Sent {
+            events_per_s: records.len() as f64 / elapsed_s,
+            cpu_us_per_event: cpu_s * 1e6 / records.len() as f64,
+            latency,
+        })
+    }
+
+    /// Sends one record; waits while the producer's queue is full.
+    pub(super) fn send(&self, record: &Record, sequence: usize) -> anyhow::Result<()> {
+        let sent_micros = self.producer.context().started.elapsed().as_micros() as usize;
+        let sequence = sequence.to_string();
+        let header = |key, value| Header {
+            key,
+            value: Some(value),
+        };
+        let headers = OwnedHeaders::new_with_capacity(HEADERS)
+            .insert(header(headers::EVENT_ID, record.event_id.as_str()))
+            .insert(header(headers::TENANT, TENANT))
+            .insert(header(headers::PRODUCER_ID, PRODUCER_ID))
+            .insert(header(headers::PRODUCER_EPOCH, "1"))
+            .insert(header(headers::SEQUENCE, &sequence))
+            .insert(header(headers::SCHEMA, SCHEMA));
+        let mut next = BaseRecord::with_opaque_to(&self.topic, sent_micros)
+            .key(record.key.as_str())
+            .payload(&record.payload[..])
+            .headers(headers);
+        loop {
+            match self.producer.send(next) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    next = back;
+                    std::thread::park_timeout(FULL_WAIT);
+                }
+                Err((error, _record)) => bail!("the plain producer failed: {error}"),
+            }
+        }
+    }
+
+    fn take_latency(&self) -> (Histogram<u64>, u64) {
+        let mut latency = self
+            .producer
+            .context()
+            .latency
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut latency, (histogram(), 0))
+    }
+}
