@@ -48,6 +48,11 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Drops every connection at once. New ones are passed on.
     pub fn cut(&self) {
         self.generation.send_modify(|generation| *generation += 1);

@@ -17,6 +17,11 @@ use crate::wait;
 
 /// Tenants of a stack: a test takes one that no other test uses, so that tests can share a stack.
 const TENANTS: usize = 100;
+/// The processors' consumer group, before the prefix.
+const GROUP: &str = "processor";
+/// After how long without a heartbeat a killed lane's partitions go to another one, in milliseconds: what the tests wait
+/// for at each kill.
+const SESSION_TIMEOUT_MS: &str = "3000";
 /// Longest wait for an answer of a health or metrics page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -141,7 +146,7 @@ impl Stack {
 
     /// The processors' consumer group.
     pub fn group(&self) -> String {
-        format!("{}processor", self.prefix)
+        format!("{}{GROUP}", self.prefix)
     }
 
     /// Partitions of every topic.
@@ -243,7 +248,9 @@ impl Stack {
         env.extend([
             ("SLUICE_POSTGRES".to_owned(), self.database_url()?),
             ("SLUICE_LANES".to_owned(), self.options.lanes.to_string()),
-            ("SLUICE_GROUP".to_owned(), self.group()),
+            ("SLUICE_GROUP".to_owned(), GROUP.to_owned()),
+            ("SLUICE_INSTANCE".to_owned(), format!("instance-{number}")),
+            ("SLUICE_SESSION_TIMEOUT_MS".to_owned(), SESSION_TIMEOUT_MS.to_owned()),
             (
                 "SLUICE_ADMIN_LISTEN".to_owned(),
                 self.processor_admins[number].to_string(),
@@ -255,6 +262,17 @@ impl Stack {
         let name = format!("processor-{number}");
         self.processors[number] = Some(Process::start(&name, &program, &[], &env, &self.directory)?);
         Ok(())
+    }
+
+    /// Sets a variable of the parts that are started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.options.gateway_env.push((name.to_owned(), value.to_owned()));
+        self.set_processor_env(name, value);
+    }
+
+    /// Sets a variable of the processors that are started from now on.
+    pub fn set_processor_env(&mut self, name: &str, value: &str) {
+        self.options.processor_env.push((name.to_owned(), value.to_owned()));
     }
 
     /// Waits until everything that was started says that it is ready.
@@ -332,7 +350,8 @@ impl Stack {
         Ok(())
     }
 
-    fn common_env(&self) -> Vec<(String, String)> {
+    /// The variables that all binaries share.
+    pub fn common_env(&self) -> Vec<(String, String)> {
         [
             ("SLUICE_KAFKA", self.servers.kafka.as_str()),
             ("SLUICE_REGISTRY", &self.servers.registry),
@@ -367,13 +386,20 @@ async fn ready(name: &str, process: &mut Process, admin: SocketAddr) -> Result<(
 /// # Errors
 /// When there is no answer, or one other than 200.
 pub async fn page(admin: SocketAddr, path: &str) -> Result<String> {
-    let url = format!("http://{admin}{path}");
+    fetch(&format!("http://{admin}{path}")).await
+}
+
+/// Fetches a page, without any proxy.
+///
+/// # Errors
+/// When there is no answer, or one other than 200.
+pub async fn fetch(url: &str) -> Result<String> {
+    let url = url.to_owned();
     let fetch = move || -> Result<String> {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
+        let config = ureq::Agent::config_builder()
             .timeout_global(Some(PAGE_TIMEOUT))
-            .proxy(None)
-            .build()
-            .into();
+            .proxy(None);
+        let agent: ureq::Agent = config.build().into();
         Ok(agent.get(&url).call()?.body_mut().read_to_string()?)
     };
     tokio::task::spawn_blocking(fetch).await?

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use sluice_client::{Start, Subscriber, Target};
 use sluice_proto::pb;
 
@@ -51,22 +52,35 @@ impl Subscription {
     /// # Errors
     /// When a decision does not come, or one comes twice.
     pub async fn decided(&mut self, event_ids: &[String]) -> Result<()> {
-        let mut missing: HashSet<&String> = event_ids
-            .iter()
-            .filter(|id| !self.decisions.contains_key(*id))
-            .collect();
+        let is_missing = |id: &&String| !self.decisions.contains_key(*id);
+        let mut missing: HashSet<String> = event_ids.iter().filter(is_missing).cloned().collect();
         while !missing.is_empty() {
-            let left = missing.len();
-            let next = wait::soon("the next decision comes", self.subscriber.next()).await;
-            let decision = next.with_context(|| format!("{left} of {} decisions are missing", event_ids.len()))??;
-            let decision = decision.context("the subscription ended")?;
-            missing.remove(&decision.event_id);
-            self.order.push(decision.event_id.clone());
-            let id = decision.event_id.clone();
-            let before = self.decisions.insert(id, decision);
-            ensure!(before.is_none(), "a decision came twice: {before:?}");
+            let next = wait::soon("the next decision comes", self.receive()).await;
+            let id =
+                next.with_context(|| format!("{} of {} decisions are missing", missing.len(), event_ids.len()))??;
+            missing.remove(&id);
         }
         Ok(())
+    }
+
+    /// Receives one decision, and returns its event's id.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// When the subscription ended, or the decision came before.
+    pub async fn receive(&mut self) -> Result<String> {
+        let decision = self.subscriber.next().await?.context("the subscription ended")?;
+        let id = decision.event_id.clone();
+        self.order.push(id.clone());
+        let before = self.decisions.insert(id.clone(), decision);
+        ensure!(before.is_none(), "a decision came twice: {before:?}");
+        Ok(id)
+    }
+
+    /// The position to go on from.
+    pub fn token(&self) -> Bytes {
+        self.subscriber.token()
     }
 
     /// Receives until the event is decided, and returns its decision.

@@ -1,0 +1,96 @@
+//! What is defined and not served yet says so; health and metrics say how it is.
+
+use anyhow::{Context, Result, ensure};
+use sluice_proto::pb;
+use sluice_proto::pb::decision_service_client::DecisionServiceClient;
+use sluice_proto::pb::ingest_service_client::IngestServiceClient;
+use sluice_proto::pb::schema_service_client::SchemaServiceClient;
+use sluice_tests::run::on_shared;
+use sluice_tests::session::{Session, authorized, connect};
+use sluice_tests::stack;
+use sluice_tests::subscription::Subscription;
+use sluice_tests::{events, wait};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+fn check(what: &str, status: Option<Status>) -> Result<()> {
+    let status = status.with_context(|| format!("{what} is served: test it"))?;
+    ensure!(status.code() == Code::Unimplemented, "{what}: {status:?}");
+    let details = status.get_error_details();
+    let info = details
+        .error_info()
+        .with_context(|| format!("{what}: no ErrorInfo: {status:?}"))?;
+    ensure!(info.reason == "UNIMPLEMENTED", "{what}: {info:?}");
+    Ok(())
+}
+
+#[test]
+fn calls_that_are_not_served_yet_say_so() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let channel = connect(&stack.gateway_url()).await?;
+        let decide = pb::DecideRequest {
+            event: Some(events::payment("decide")),
+        };
+        let mut ingest = IngestServiceClient::new(channel.clone());
+        let answer = wait::soon("Decide answers", ingest.decide(authorized(decide, &tenant.key))).await?;
+        check("Decide", answer.err())?;
+        let mut decisions = DecisionServiceClient::new(channel.clone());
+        let watch = authorized(pb::WatchRequest::default(), &tenant.key);
+        let answer = wait::soon("Watch answers", decisions.watch(watch)).await?;
+        check("Watch", answer.err())?;
+        let mut schemas = SchemaServiceClient::new(channel);
+        let schema = pb::GetSchemaRequest {
+            subject: "payments-value".to_owned(),
+        };
+        let answer = wait::soon("GetSchema answers", schemas.get_schema(authorized(schema, &tenant.key))).await?;
+        check("GetSchema", answer.err())
+    });
+}
+
+/// The metrics that both parts share, with the part that must have counted something.
+const METRICS: [(&str, [bool; 2]); 7] = [
+    ("kafka_messages_produced_total", [true, true]),
+    ("kafka_messages_consumed_total", [true, true]),
+    ("kafka_producer_errors_total", [false, false]),
+    ("kafka_consumer_errors_total", [false, false]),
+    ("kafka_producer_latency_seconds", [true, true]),
+    ("kafka_consumer_lag", [false, false]),
+    ("kafka_admin_operations_total", [false, false]),
+];
+
+#[test]
+fn both_parts_serve_health_and_the_seven_metrics() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let url = stack.gateway_url();
+        let mut subscription = Subscription::open(&url, &tenant.key).await?;
+        let payment = events::payment("measured");
+        Session::open(&url, &tenant.key, "measured")
+            .await?
+            .store(std::slice::from_ref(&payment))
+            .await?;
+        subscription.decision(&payment).await?;
+        for (part, admin) in [stack.gateway_admin(), stack.processor_admin(0)]
+            .into_iter()
+            .enumerate()
+        {
+            stack::page(admin, "/health/live").await?;
+            stack::page(admin, "/health/ready").await?;
+            let page = stack::page(admin, "/metrics").await?;
+            for (name, counted) in METRICS {
+                ensure!(
+                    page.contains(&format!("# TYPE {}", name.trim_end_matches("_total"))),
+                    "part {part} lacks {name}"
+                );
+                let samples = page.lines().filter(|line| line.starts_with(name));
+                let positive = samples
+                    .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+                    .any(|value| value > 0.0);
+                ensure!(positive || !counted[part], "part {part} did not count {name}:\n{page}");
+            }
+            ensure!(!page.contains(&tenant.name), "a client's name is a label");
+        }
+        Ok(())
+    });
+}
