@@ -245,7 +245,10 @@ impl Config {
             || PgConnectOptions::from_str(&self.postgres).is_err()
         {
             // The URL may hold a password, so it is not repeated.
-            return invalid("--postgres", "is not a URL such as postgres://user@host:5432/database".to_owned());
+            return invalid(
+                "--postgres",
+                "is not a URL such as postgres://user@host:5432/database".to_owned(),
+            );
         }
         if !(self.registry.starts_with("http://") || self.registry.starts_with("https://")) {
             return invalid("--registry", format!("{:?} is not an http or https URL", self.registry));

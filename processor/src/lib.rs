@@ -1,11 +1,27 @@
 //! The processor: decides every payment exactly once, and keeps a Postgres ledger that never disagrees with what
 //! subscribers saw.
+//!
+//! [`processor`] builds and runs the whole; [`lane`] is the driver that a batch passes through, with [`takeover`] before
+//! its first one. The state and the rules do no I/O and read no clock.
 
 pub mod config;
-pub mod features;
-pub mod rules;
+pub mod processor;
+
+mod batch;
+mod breaker;
+mod consume;
+mod dead_letter;
+mod decode;
+mod features;
+mod lane;
+mod ledger;
+mod metrics;
+mod publish;
+mod replay;
+mod rules;
 mod score;
-pub mod state;
+mod state;
+mod takeover;
 mod whereabouts;
 mod windows;
 

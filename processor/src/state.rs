@@ -28,20 +28,20 @@ const SEEDS: [u64; 4] = [
 
 /// How far back the past matters, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Horizons {
+pub(crate) struct Horizons {
     /// How far behind stream time a payment is still judged with its history.
-    pub lateness_us: i64,
+    pub(crate) lateness_us: i64,
     /// Length of the window in which payments of an account are counted.
-    pub frequency_us: i64,
+    pub(crate) frequency_us: i64,
     /// How long a change of named place is remarkable.
-    pub place_us: i64,
+    pub(crate) place_us: i64,
     /// How long a position can matter to any rule.
-    pub travel_us: i64,
+    pub(crate) travel_us: i64,
 }
 
 /// What observing a payment yields.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Observed {
+pub(crate) enum Observed {
     /// The payment was seen before, within the allowed lateness.
     Duplicate,
     /// The payment is behind stream time by more than the allowed lateness. It left no trace.
@@ -61,7 +61,7 @@ struct Account {
 
 /// The state of one partition.
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     horizons: Horizons,
     hasher: RandomState,
     stream_time: i64,
@@ -95,7 +95,7 @@ struct Step {
 
 impl State {
     /// The state before a partition's first record.
-    pub fn new(horizons: Horizons) -> Self {
+    pub(crate) fn new(horizons: Horizons) -> Self {
         let [a, b, c, d] = SEEDS;
         let hasher = RandomState::with_seeds(a, b, c, d);
         Self {
@@ -113,7 +113,7 @@ impl State {
     /// Takes one payment in. `appended_at` is the Kafka record's timestamp, in microseconds since the Unix epoch: stream
     /// time follows the payments' own times but never runs ahead of the log's, or one client's fast clock would make
     /// everybody else's payments late.
-    pub fn observe(&mut self, payment: &PaymentRecord, appended_at: i64) -> Observed {
+    pub(crate) fn observe(&mut self, payment: &PaymentRecord, appended_at: i64) -> Observed {
         let time = payment.occurred_at;
         let oldest = self.stream_time.saturating_sub(self.horizons.lateness_us);
         if time < oldest {
@@ -150,10 +150,14 @@ impl State {
 
         // Measured from what is merged already, so that taking the batch back loses nothing that still matters.
         let settled = committed_stream_time.saturating_sub(self.horizons.lateness_us);
-        account.window.forget(settled.saturating_sub(self.horizons.frequency_us));
+        account
+            .window
+            .forget(settled.saturating_sub(self.horizons.frequency_us));
         account.window.insert(time);
         let features = Features {
-            recent_payments: account.window.count(time.saturating_sub(self.horizons.frequency_us), time),
+            recent_payments: account
+                .window
+                .count(time.saturating_sub(self.horizons.frequency_us), time),
             moved: account.whereabouts.moved(payment, self.horizons.place_us),
             travelled: account.whereabouts.travelled(payment),
         };
@@ -170,7 +174,7 @@ impl State {
     }
 
     /// Keeps what was observed since the last merge, and forgets what can no longer matter.
-    pub fn merge(&mut self) {
+    pub(crate) fn merge(&mut self) {
         self.undo.steps.clear();
         self.undo.keys.clear();
         self.undo.stream_time = None;
@@ -178,7 +182,7 @@ impl State {
     }
 
     /// Takes back what was observed since the last merge.
-    pub fn revert(&mut self) {
+    pub(crate) fn revert(&mut self) {
         while let Some(step) = self.undo.steps.pop() {
             match step.seen_before {
                 Some(before) => self.seen.insert(step.event, before),
@@ -199,13 +203,14 @@ impl State {
     }
 
     /// How many payments and accounts are remembered.
-    pub fn sizes(&self) -> (usize, usize) {
+    pub(crate) fn sizes(&self) -> (usize, usize) {
         (self.seen.len(), self.accounts.len())
     }
 
     fn sweep(&mut self) {
         let oldest = self.stream_time.saturating_sub(self.horizons.lateness_us);
-        let due = |swept_at: i64, kept_us: i64| self.stream_time >= swept_at.saturating_add(kept_us / SWEEPS_PER_RETENTION);
+        let due =
+            |swept_at: i64, kept_us: i64| self.stream_time >= swept_at.saturating_add(kept_us / SWEEPS_PER_RETENTION);
         let account_us = self.horizons.travel_us.max(self.horizons.frequency_us);
         let sweep_seen = due(self.swept_seen_at, self.horizons.lateness_us);
         let sweep_accounts = due(self.swept_accounts_at, account_us);

@@ -50,22 +50,22 @@ enum PlaceChange {
 
 /// A change of named place.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Move {
+pub(crate) struct Move {
     /// Where the account was.
-    pub from: String,
+    pub(crate) from: String,
     /// Where the payment is.
-    pub to: String,
+    pub(crate) to: String,
     /// Time between the two, in microseconds, whichever came first.
-    pub elapsed_us: i64,
+    pub(crate) elapsed_us: i64,
 }
 
 /// A change of coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Trip {
+pub(crate) struct Trip {
     /// Great-circle distance, in kilometres.
-    pub distance_km: f64,
+    pub(crate) distance_km: f64,
     /// Time between the two, in microseconds, whichever came first.
-    pub elapsed_us: i64,
+    pub(crate) elapsed_us: i64,
 }
 
 impl Whereabouts {
@@ -207,7 +207,10 @@ mod tests {
         account.visit(&at(100, Some("Paris"), Some("FR"), None));
         let moved = |payment: &PaymentRecord| account.moved(payment, 60).map(|it| (it.from, it.to, it.elapsed_us));
         let tokyo = at(130, Some("Tokyo"), Some("JP"), None);
-        assert_eq!(moved(&tokyo), Some(("Paris, FR".to_owned(), "Tokyo, JP".to_owned(), 30)));
+        assert_eq!(
+            moved(&tokyo),
+            Some(("Paris, FR".to_owned(), "Tokyo, JP".to_owned(), 30))
+        );
         assert_eq!(moved(&at(130, Some("Paris"), None, None)), None);
         assert_eq!(moved(&at(130, None, Some("FR"), None)), None);
         assert!(moved(&at(130, None, Some("JP"), None)).is_some());

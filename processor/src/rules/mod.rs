@@ -55,7 +55,7 @@ impl Rule {
 
 /// All rules with their thresholds. Clones share their names.
 #[derive(Clone, Debug)]
-pub struct RuleSet {
+pub(crate) struct RuleSet {
     large_amount: LargeAmount,
     high_frequency: HighFrequency,
     impossible_travel: ImpossibleTravel,
@@ -66,7 +66,7 @@ pub struct RuleSet {
 
 impl RuleSet {
     /// The rules with these thresholds.
-    pub fn new(thresholds: &Thresholds) -> Self {
+    pub(crate) fn new(thresholds: &Thresholds) -> Self {
         Self {
             large_amount: LargeAmount::new(thresholds),
             high_frequency: HighFrequency::new(thresholds),
@@ -81,12 +81,12 @@ impl RuleSet {
     }
 
     /// The version: it changes when a rule's code, and so its version, or any threshold changes.
-    pub fn version(&self) -> Arc<str> {
+    pub(crate) fn version(&self) -> Arc<str> {
         self.version.clone()
     }
 
     /// Judges a payment that came in time.
-    pub fn judge(&self, payment: &PaymentRecord, features: &Features) -> Verdict {
+    pub(crate) fn judge(&self, payment: &PaymentRecord, features: &Features) -> Verdict {
         let mut reasons = Vec::new();
         reasons.extend(self.large_amount.check(payment));
         reasons.extend(self.high_frequency.check(features));
@@ -101,7 +101,7 @@ impl RuleSet {
     }
 
     /// Judges a payment that came too late for the rules that need history: conservatively, so that it is never approved.
-    pub fn judge_late(&self, payment: &PaymentRecord) -> Verdict {
+    pub(crate) fn judge_late(&self, payment: &PaymentRecord) -> Verdict {
         let mut reasons = Vec::new();
         reasons.extend(self.large_amount.check(payment));
         reasons.push(self.late_event.reason());
@@ -116,7 +116,7 @@ impl RuleSet {
 }
 
 /// How far back the past matters to the rules with these thresholds.
-pub fn horizons(thresholds: &Thresholds) -> Horizons {
+pub(crate) fn horizons(thresholds: &Thresholds) -> Horizons {
     let seconds = |count: u32| i64::from(count) * MICROS_PER_SECOND;
     let hours_around_the_world = FARTHEST_KM / f64::from(thresholds.travel_max_kmh);
     // Rounded up by a second: beyond it no speed can be over the limit.

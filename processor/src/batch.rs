@@ -1,0 +1,111 @@
+//! Owns one batch between deciding and merging: what is to be written for each record, and where the records end.
+//!
+//! Made by the lane out of what [`crate::decode`], [`crate::state`] and [`crate::rules`] say; written by
+//! [`crate::ledger`] and [`crate::publish`].
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+
+use rdkafka::message::BorrowedMessage;
+use sluice_kafka::telemetry::Span;
+use sluice_proto::decision::Decision;
+
+use crate::dead_letter::Kind;
+use crate::ledger::{Key, Rows};
+
+/// What is written for one record.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// A decision, and where it is late a copy of the record too.
+    Decision(Decision),
+    /// A dead letter.
+    Letter { kind: Kind, error: String },
+}
+
+/// One record and what is written for it.
+#[derive(Debug)]
+pub(crate) struct Output<'m> {
+    pub(crate) message: &'m BorrowedMessage<'m>,
+    pub(crate) traceparent: Option<&'m str>,
+    pub(crate) span: Option<Span>,
+    pub(crate) written: Written,
+}
+
+/// What a batch of records comes to.
+#[derive(Debug, Default)]
+pub(crate) struct Batch<'m> {
+    /// In the order of the records. Duplicates have no output.
+    pub(crate) outputs: Vec<Output<'m>>,
+    /// The offset after the last record of each partition.
+    pub(crate) ends: BTreeMap<i32, i64>,
+    pub(crate) duplicates: u64,
+}
+
+impl<'m> Batch<'m> {
+    /// Identities of the payments to be decided.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.decisions().map(key).collect()
+    }
+
+    /// Identities of the late ones, which the state knows nothing of.
+    pub(crate) fn late_keys(&self) -> Vec<Key> {
+        self.decisions().filter(|decision| decision.late).map(key).collect()
+    }
+
+    /// Drops the decision of every payment that is in the ledger by `known`, or twice in this batch: the second of two
+    /// equal ones is a duplicate; one that has the event_id of a different payment is a dead letter. Says how many there
+    /// were. The state is not touched, because what the ledger knows must not flow into it.
+    pub(crate) fn resolve(&mut self, known: HashMap<Key, i64>) -> usize {
+        let mut occurred = known;
+        let (mut repeated, mut conflicts) = (0, 0);
+        self.outputs.retain_mut(|output| {
+            let Written::Decision(decision) = &output.written else {
+                return true;
+            };
+            match occurred.entry(key(decision)) {
+                Entry::Vacant(free) => {
+                    free.insert(decision.occurred_at);
+                    true
+                }
+                Entry::Occupied(same) if *same.get() == decision.occurred_at => {
+                    repeated += 1;
+                    false
+                }
+                Entry::Occupied(_) => {
+                    conflicts += 1;
+                    let error = format!("event_id {} was decided with another occurred_at", decision.event_id);
+                    output.written = Written::Letter {
+                        kind: Kind::Conflict,
+                        error,
+                    };
+                    true
+                }
+            }
+        });
+        self.duplicates += repeated;
+        repeated as usize + conflicts
+    }
+
+    /// Fills the ledger's rows, with the epoch of each partition's owner.
+    pub(crate) fn fill(&self, rows: &mut Rows, epoch: impl Fn(i32) -> i64, run: uuid::Uuid) {
+        rows.clear();
+        for decision in self.decisions() {
+            rows.push(decision, epoch(decision.source_partition), run);
+        }
+    }
+
+    fn decisions(&self) -> impl Iterator<Item = &Decision> + use<'_, 'm> {
+        self.outputs.iter().filter_map(|output| match &output.written {
+            Written::Decision(decision) => Some(decision),
+            Written::Letter { .. } => None,
+        })
+    }
+}
+
+fn key(decision: &Decision) -> Key {
+    (
+        decision.source_partition,
+        decision.tenant.clone(),
+        decision.event_id.uuid(),
+    )
+}

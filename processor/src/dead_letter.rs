@@ -1,0 +1,53 @@
+//! Owns what a dead letter says about its record: the kinds of error and the headers.
+//!
+//! Comes after [`crate::decode`] or a conflict in [`crate::ledger`], before [`crate::publish`].
+
+use rdkafka::Message;
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use sluice_proto::headers;
+
+/// Why a record is a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    /// It cannot be read.
+    Deserialization,
+    /// It can be read, but breaks the contract.
+    Validation,
+    /// Its event_id belongs to another payment of the tenant.
+    Conflict,
+}
+
+impl Kind {
+    /// Every kind.
+    pub(crate) const ALL: [Self; 3] = [Self::Deserialization, Self::Validation, Self::Conflict];
+
+    /// The kind's name in the header `error_type`.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deserialization => "DESERIALIZATION_ERROR",
+            Self::Validation => "VALIDATION_ERROR",
+            Self::Conflict => "CONFLICT",
+        }
+    }
+}
+
+/// The record's own headers, as far as they are wanted, and those of the dead letter.
+pub(crate) fn letter_headers(message: &BorrowedMessage<'_>, kind: Kind, error: &str, with_own: bool) -> OwnedHeaders {
+    let own = if with_own { own_headers(message) } else { None };
+    let text = |key, value| Header {
+        key,
+        value: Some(value),
+    };
+    own.unwrap_or_default()
+        .insert(text(headers::ERROR_TYPE, kind.as_str()))
+        .insert(text(headers::ERROR, error))
+        .insert(text(headers::RETRY_COUNT, "0"))
+        .insert(text(headers::SOURCE_TOPIC, message.topic()))
+        .insert(text(headers::SOURCE_PARTITION, &message.partition().to_string()))
+        .insert(text(headers::SOURCE_OFFSET, &message.offset().to_string()))
+}
+
+/// A copy of the record's headers.
+pub(crate) fn own_headers(message: &BorrowedMessage<'_>) -> Option<OwnedHeaders> {
+    message.headers().map(rdkafka::message::BorrowedHeaders::detach)
+}

@@ -1,0 +1,478 @@
+//! Owns the lane: one thread that takes batches from Kafka through every stage, and the order in which that is made
+//! durable. This is the driver: stages return their values here and never call each other.
+//!
+//! One batch: [`consume`] ▸ [`decode`](crate::decode) ▸ [`state`](crate::state) ▸ [`rules`](crate::rules) ▸ begin and
+//! send ▸ prepare in Postgres ▸ settle ▸ commit ▸ merge. Nothing is in flight between two batches, so that a rebalance,
+//! which Kafka tells of while polling, never meets half a batch.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use rdkafka::Message;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::message::BorrowedMessage;
+use sluice_kafka::registry::Registry;
+use sluice_kafka::telemetry::{SpanKind, Tracer};
+use sluice_kafka::{Topics, error, metrics};
+use sluice_proto::avro;
+use sluice_proto::decision::Decision;
+use uuid::Uuid;
+
+use crate::batch::{Batch, Output, Written};
+use crate::breaker::Breaker;
+use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
+use crate::decode::{Decoder, Failure};
+use crate::ledger::{self, Ledger, Owner, Rows};
+use crate::metrics::{Metrics, Step};
+use crate::publish::{self, Publisher};
+use crate::replay::{self, Replayed};
+use crate::rules::RuleSet;
+use crate::state::{Horizons, Observed, State};
+use crate::takeover::{self, Start, take_over};
+
+/// How long a lane without records waits before it flushes its watermarks and looks whether it should end.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// How often the lag and the size of the state are measured, while records come.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// How long measuring one partition's lag may hold the lane up.
+const LAG_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What all lanes of the process share.
+pub(crate) struct Settings {
+    pub(crate) kafka: sluice_kafka::Config,
+    pub(crate) topics: Topics,
+    pub(crate) group: String,
+    pub(crate) session_timeout: Duration,
+    pub(crate) transaction_timeout: Duration,
+    /// One for each lane.
+    pub(crate) transactional_ids: Vec<String>,
+    pub(crate) postgres: String,
+    pub(crate) bounds: Bounds,
+    pub(crate) rules: RuleSet,
+    pub(crate) horizons: Horizons,
+    pub(crate) payment_schema: i32,
+    pub(crate) decision_schema: i32,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Metrics,
+    pub(crate) kafka_metrics: metrics::Metrics,
+    pub(crate) tracer: Tracer,
+    /// This run of the process, in the ledger's rows and in the log.
+    pub(crate) run: Uuid,
+}
+
+impl Settings {
+    /// A lane's name, for people.
+    pub(crate) fn lane_name(&self, lane: u16) -> String {
+        self.transactional_ids[usize::from(lane)].clone()
+    }
+
+    pub(crate) fn publisher(&self, lane: u16) -> Result<Publisher, publish::Error> {
+        Publisher::new(
+            &self.kafka,
+            &self.transactional_ids[usize::from(lane)],
+            self.transaction_timeout,
+            self.decision_schema,
+            &self.kafka_metrics,
+        )
+    }
+}
+
+/// A partition that this lane took over.
+pub(crate) struct Part {
+    pub(crate) epoch: i64,
+    /// The watermark as Postgres has it.
+    pub(crate) flushed: i64,
+    /// The offset after the last committed batch, and so what the watermark should be.
+    pub(crate) next: i64,
+    pub(crate) state: State,
+}
+
+/// What has to be new after a failure.
+#[derive(Default)]
+pub(crate) struct Links {
+    pub(crate) ledger: Option<Ledger>,
+    pub(crate) publisher: Option<Publisher>,
+}
+
+/// Why a lane stopped in the middle of something. Everything but a dead consumer is answered by a takeover.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka's consumer.
+    #[error(transparent)]
+    Consumer(#[from] error::Consumer),
+    /// The schema of a record has to be fetched, and cannot be.
+    #[error(transparent)]
+    Registry(#[from] error::Registry),
+    /// The transaction.
+    #[error(transparent)]
+    Publish(#[from] publish::Error),
+    /// Preparing, or the watermark.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// A takeover.
+    #[error(transparent)]
+    TakeOver(#[from] takeover::Error),
+    /// This version's own schema cannot be read.
+    #[error(transparent)]
+    Schema(#[from] avro::DecodeError),
+    /// The ledger holds an event_id of the batch and does not say which.
+    #[error("the ledger refuses a batch for a reason that is not in the batch")]
+    Unresolved,
+    /// There was no takeover. It is a mistake of this program, from which a takeover recovers.
+    #[error("the lane has nothing to write with")]
+    NotTakenOver,
+    /// The same for one partition.
+    #[error("a record of partition {0} came, which was not taken over")]
+    NotOwned(i32),
+}
+
+/// What a lane and the process tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// The lane has dealt with its first assignment.
+    pub(crate) ready: AtomicBool,
+    /// The lane is to finish its batch and end.
+    pub(crate) stop: AtomicBool,
+}
+
+/// One lane. It stays on its thread.
+pub(crate) struct Lane<'l> {
+    number: u16,
+    settings: &'l Settings,
+    signals: &'l Signals,
+    consumer: &'l Consumer,
+    consumed: metrics::Consumer,
+    decoder: Decoder,
+    assignment: Assignment,
+    /// Why the assigned partitions have to be taken over before anything else, if they have to.
+    owed: Option<String>,
+    breaker: Breaker,
+    links: Links,
+    parts: BTreeMap<i32, Part>,
+    /// State of partitions that are not taken over now, in case they come back.
+    kept: BTreeMap<i32, Replayed>,
+    rows: Rows,
+    measured: Instant,
+}
+
+/// Runs a lane until it is told to stop.
+///
+/// # Errors
+/// Only when its Kafka client can never be used again.
+pub(crate) fn run(number: u16, settings: &Settings, signals: &Signals) -> Result<(), Error> {
+    let config = settings.kafka.consumer(&settings.group, settings.session_timeout);
+    let consumer = consume::join(&config, &settings.topics.payments)?;
+    let decoder = Decoder::new(settings.payment_schema, settings.registry.clone())?;
+    let mut lane = Lane {
+        number,
+        settings,
+        signals,
+        consumer: &consumer,
+        consumed: settings.kafka_metrics.consumer(&settings.topics.payments),
+        decoder,
+        assignment: Assignment::default(),
+        owed: None,
+        breaker: Breaker::default(),
+        links: Links::default(),
+        parts: BTreeMap::new(),
+        kept: BTreeMap::new(),
+        rows: Rows::default(),
+        measured: Instant::now(),
+    };
+    while !signals.stop.load(Ordering::Relaxed) {
+        match lane.step() {
+            Ok(()) => {}
+            Err(Error::Consumer(error)) if error.is_fatal() => return Err(error.into()),
+            Err(error) => lane.fail(&error)?,
+        }
+    }
+    lane.drain();
+    Ok(())
+}
+
+impl Lane<'_> {
+    fn step(&mut self) -> Result<(), Error> {
+        if self.owed.is_some() && self.breaker.is_closed() {
+            self.take_over()?;
+        }
+        match consume::collect(
+            self.consumer,
+            &self.settings.bounds,
+            IDLE_WAIT,
+            self.assignment.change,
+            &self.consumed,
+        )? {
+            Collected::Rebalanced => {
+                self.park();
+                self.assignment = self.consumer.context().assignment();
+                self.owed = self.assignment.membership.is_some().then(|| "assignment".to_owned());
+                Ok(())
+            }
+            Collected::Idle => self.flush_watermarks(),
+            Collected::Records(records) => self.process(&records),
+        }
+    }
+
+    fn take_over(&mut self) -> Result<(), Error> {
+        let Some(reason) = &self.owed else { return Ok(()) };
+        let start = Start {
+            settings: self.settings,
+            lane: self.number,
+            consumer: self.consumer,
+            assignment: &self.assignment,
+            reason,
+        };
+        let (consumer, change, signals) = (self.consumer, self.assignment.change, self.signals);
+        let goes_on = || {
+            // Nothing is assigned meanwhile, so that polling serves the group and gives no record.
+            consumer.poll(Duration::ZERO).is_none_or(|_| true)
+                && consumer.context().is_current(change)
+                && !signals.stop.load(Ordering::Relaxed)
+        };
+        self.parts = match take_over(&start, &mut self.links, &mut self.decoder, &mut self.kept, goes_on) {
+            // The next poll tells which assignment there is to take over instead.
+            Err(takeover::Error::Replay(replay::Error::Cancelled)) => return Ok(()),
+            taken => taken?,
+        };
+        self.settings.metrics.breaker(self.number, false);
+        self.kept.clear();
+        self.owed = None;
+        self.signals.ready.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// One batch, from records to decisions that can be seen.
+    fn process(&mut self, records: &[BorrowedMessage<'_>]) -> Result<(), Error> {
+        let mut timer = Timer::start(&self.settings.metrics);
+        let mut batch = self.decide(records)?;
+        timer.lap(Step::Decide);
+        let late = batch.late_keys();
+        if !late.is_empty() {
+            let known = self.ledger()?.known(&late)?;
+            batch.resolve(known);
+        }
+        while let Err(error) = self.transact(&batch, &mut timer) {
+            if !matches!(error, Error::Ledger(ledger::Error::Conflict)) {
+                return Err(error);
+            }
+            self.publisher()?.abort()?;
+            let known = self.ledger()?.known(&batch.keys())?;
+            if batch.resolve(known) == 0 {
+                return Err(Error::Unresolved);
+            }
+        }
+        for (partition, end) in &batch.ends {
+            if let Some(part) = self.parts.get_mut(partition) {
+                part.state.merge();
+                part.next = *end;
+            }
+        }
+        self.breaker.reset();
+        self.settings.metrics.committed(records.len(), &batch);
+        end_spans(batch);
+        self.measure();
+        Ok(())
+    }
+
+    /// Reads and judges every record. What the state learns is not merged yet.
+    fn decide<'m>(&mut self, records: &'m [BorrowedMessage<'m>]) -> Result<Batch<'m>, Error> {
+        let Settings { rules, tracer, .. } = self.settings;
+        let now = SystemTime::now();
+        let mut batch = Batch::default();
+        batch.outputs.reserve(records.len());
+        for message in records {
+            let (partition, offset) = (message.partition(), message.offset());
+            let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
+            batch.ends.insert(partition, offset + 1);
+            let input = match self.decoder.decode(message) {
+                Ok(input) => input,
+                Err(Failure::Letter { kind, error }) => {
+                    tracing::warn!(partition, offset, kind = kind.as_str(), error, "dead letter");
+                    batch.outputs.push(Output {
+                        message,
+                        traceparent: None,
+                        span: None,
+                        written: Written::Letter { kind, error },
+                    });
+                    continue;
+                }
+                Err(Failure::Registry(error)) => return Err(error.into()),
+            };
+            let verdict = match part.state.observe(&input.payment, input.appended_at) {
+                Observed::Duplicate => {
+                    batch.duplicates += 1;
+                    continue;
+                }
+                Observed::Late => rules.judge_late(&input.payment),
+                Observed::Fresh(features) => rules.judge(&input.payment, &features),
+            };
+            let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
+            let span = tracer
+                .start("decide", SpanKind::Consumer, input.traceparent, now)
+                .map(|mut span| {
+                    span.set("messaging.kafka.offset", offset);
+                    span.set("messaging.destination.partition.id", i64::from(partition));
+                    span.set("sluice.outcome", decision.outcome.as_str());
+                    span
+                });
+            batch.outputs.push(Output {
+                message,
+                traceparent: input.traceparent,
+                span,
+                written: Written::Decision(decision),
+            });
+        }
+        Ok(batch)
+    }
+
+    /// Makes a batch durable. Postgres works while Kafka acknowledges; the commit comes when both are done.
+    fn transact(&mut self, batch: &Batch<'_>, timer: &mut Timer<'_>) -> Result<(), Error> {
+        let membership = self.assignment.membership.clone().ok_or(Error::NotTakenOver)?;
+        let owners = self.owners(|partition, part| batch.ends.contains_key(&partition) || part.flushed < part.next);
+        let epoch = |partition| self.parts.get(&partition).map_or(0, |part| part.epoch);
+        batch.fill(&mut self.rows, epoch, self.settings.run);
+        self.publisher()?.send(&batch.outputs)?;
+        timer.lap(Step::Send);
+        let Links {
+            ledger: Some(ledger),
+            publisher: Some(publisher),
+        } = &mut self.links
+        else {
+            return Err(Error::NotTakenOver);
+        };
+        ledger.prepare(&owners, &mut self.rows)?;
+        timer.lap(Step::Prepare);
+        publisher.settle(&batch.ends, &membership)?;
+        timer.lap(Step::Settle);
+        publisher.commit()?;
+        timer.lap(Step::Commit);
+        self.mark_flushed(&owners);
+        Ok(())
+    }
+
+    /// The watermarks of the last batch, when there is no next one for them to travel with.
+    fn flush_watermarks(&mut self) -> Result<(), Error> {
+        let owners = self.owners(|_, part| part.flushed < part.next);
+        if !owners.is_empty() {
+            self.ledger()?.flush(&owners)?;
+            self.mark_flushed(&owners);
+            self.measure();
+        }
+        Ok(())
+    }
+
+    fn owners(&self, choose: impl Fn(i32, &Part) -> bool) -> Vec<Owner> {
+        let chosen = self.parts.iter().filter(|(partition, part)| choose(**partition, part));
+        chosen
+            .map(|(partition, part)| Owner {
+                part: *partition,
+                epoch: part.epoch,
+                watermark: part.next,
+            })
+            .collect()
+    }
+
+    fn mark_flushed(&mut self, owners: &[Owner]) {
+        for owner in owners {
+            if let Some(part) = self.parts.get_mut(&owner.part) {
+                part.flushed = owner.watermark;
+            }
+        }
+    }
+
+    /// Gives up what is open, and owes a takeover: after a while, in which the lane stays in its group and fetches nothing.
+    fn fail(&mut self, error: &Error) -> Result<(), error::Consumer> {
+        let wait = self.breaker.open();
+        self.settings.metrics.breaker(self.number, true);
+        tracing::error!(lane = self.number, %error, wait_ms = wait.as_millis() as u64, "taking over again");
+        if let (Error::Publish(error), Some(publisher)) = (error, &self.links.publisher) {
+            publisher.failed(error);
+        }
+        if let Some(mut publisher) = self.links.publisher.take()
+            && let Err(error) = publisher.abort()
+        {
+            tracing::debug!(%error, "not aborted: the next producer fences what is open");
+        }
+        self.links = Links::default();
+        self.park();
+        if self.assignment.membership.is_some() {
+            self.owed = Some(error.to_string());
+        }
+        consume::fetch_from(self.consumer, &self.settings.topics.payments, [])
+    }
+
+    /// Keeps the merged state of every partition for a takeover that may find it useful.
+    fn park(&mut self) {
+        for (partition, mut part) in std::mem::take(&mut self.parts) {
+            part.state.revert();
+            let (state, next) = (part.state, part.next);
+            self.kept.insert(partition, Replayed { state, next });
+            self.settings
+                .kafka_metrics
+                .forget_lag(&self.settings.topics.payments, partition);
+        }
+    }
+
+    /// The last thing: what was committed is shown as committed. The group is left when the consumer is dropped.
+    fn drain(&mut self) {
+        if let Err(error) = self.flush_watermarks() {
+            tracing::warn!(lane = self.number, %error, "the last watermarks are left to the next takeover");
+        }
+        tracing::info!(lane = self.number, "ended");
+    }
+
+    fn measure(&mut self) {
+        if self.measured.elapsed() < MEASURE_EVERY {
+            return;
+        }
+        self.measured = Instant::now();
+        let sizes = self.parts.values().map(|part| part.state.sizes());
+        let (payments, accounts) = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+        self.settings.metrics.remembered(self.number, payments, accounts);
+        let topic = &self.settings.topics.payments;
+        for (partition, part) in &self.parts {
+            let Ok((_, high)) = self.consumer.fetch_watermarks(topic, *partition, LAG_TIMEOUT) else {
+                return;
+            };
+            self.settings.kafka_metrics.lag(topic, *partition).set(high - part.next);
+        }
+    }
+
+    fn ledger(&mut self) -> Result<&mut Ledger, Error> {
+        self.links.ledger.as_mut().ok_or(Error::NotTakenOver)
+    }
+
+    fn publisher(&mut self) -> Result<&mut Publisher, Error> {
+        self.links.publisher.as_mut().ok_or(Error::NotTakenOver)
+    }
+}
+
+fn end_spans(batch: Batch<'_>) {
+    let now = SystemTime::now();
+    for span in batch.outputs.into_iter().filter_map(|output| output.span) {
+        span.end(now);
+    }
+}
+
+/// Times the steps of a batch, one after the other.
+struct Timer<'m> {
+    metrics: &'m Metrics,
+    last: Instant,
+}
+
+impl<'m> Timer<'m> {
+    fn start(metrics: &'m Metrics) -> Self {
+        Self {
+            metrics,
+            last: Instant::now(),
+        }
+    }
+
+    fn lap(&mut self, step: Step) {
+        let now = Instant::now();
+        self.metrics.step(step, now - self.last);
+        self.last = now;
+    }
+}

@@ -1,0 +1,314 @@
+//! Owns the lane's side of the ledger: its Postgres connection and every statement that it runs there.
+//!
+//! Comes before Kafka's commit point: what is prepared here becomes committed when the watermark passes it, and a takeover
+//! removes what never was. Every call blocks the lane's thread, for up to [`TIMEOUT`]. After any error but
+//! [`Error::Conflict`] the connection is in an unknown state: drop the ledger and connect again.
+
+mod rows;
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
+use sqlx::{Connection, Executor};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+pub(crate) use rows::Rows;
+
+/// How long one call may take before Postgres counts as down. Shorter than Kafka's default transaction timeout, so that a
+/// batch is taken back by its lane and not by the broker.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long Postgres lets a lane that went silent hold its locks, in milliseconds.
+const SILENT_TRANSACTION_MS: u32 = 10_000;
+/// Serialises the creation of the ledger's partitions; an arbitrary number.
+const CREATION_LOCK: i64 = 0x736c_7569_6365;
+/// Postgres' code for a violated unique constraint.
+const UNIQUE_VIOLATION: &str = "23505";
+
+/// What can go wrong between a lane and the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another lane took one of the partitions over.
+    #[error("another lane owns the partition by now")]
+    Fenced,
+    /// A payment's event_id is in the ledger already. Nothing was written, and the connection can be used on.
+    #[error("an event_id is in the ledger already")]
+    Conflict,
+    /// No answer in time.
+    #[error("postgres did not {0} within {limit} s", limit = TIMEOUT.as_secs())]
+    Timeout(&'static str),
+    /// Anything else.
+    #[error("postgres could not {what}: {source}")]
+    Database {
+        /// What was tried.
+        what: &'static str,
+        /// The driver's error.
+        source: sqlx::Error,
+    },
+    /// The connection's own runtime could not be built.
+    #[error("no runtime for the connection: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// A partition as its lane owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) part: i32,
+    pub(crate) epoch: i64,
+    /// Where the committed rows end.
+    pub(crate) watermark: i64,
+}
+
+/// Prepared rows that a takeover removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compensated {
+    pub(crate) part: i32,
+    pub(crate) rows: i64,
+    pub(crate) first_off: i64,
+    pub(crate) last_off: i64,
+}
+
+/// A payment's identity within the ledger.
+pub(crate) type Key = (i32, String, Uuid);
+
+/// One lane's connection.
+pub(crate) struct Ledger {
+    runtime: Runtime,
+    connection: PgConnection,
+    topic: String,
+    run: Uuid,
+}
+
+impl Ledger {
+    /// Connects to the database of this URL for the ledger of this payments topic.
+    pub(crate) fn connect(url: &str, topic: &str, run: Uuid) -> Result<Self, Error> {
+        const WHAT: &str = "accept a connection";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let options = options(url).map_err(failed(WHAT))?;
+        let connecting = async { timeout(TIMEOUT, PgConnection::connect_with(&options)).await };
+        let connection = runtime
+            .block_on(connecting)
+            .map_err(|_| Error::Timeout(WHAT))?
+            .map_err(failed(WHAT))?;
+        Ok(Self {
+            runtime,
+            connection,
+            topic: topic.to_owned(),
+            run,
+        })
+    }
+
+    /// Takes ownership of these partitions: counts their epochs up, so that any other lane's writes change nothing from
+    /// here on, and makes sure that there is a place for their rows.
+    pub(crate) fn bump_epochs(&mut self, parts: &[i32], instance: &str) -> Result<Vec<Owner>, Error> {
+        const SQL: &str = "INSERT INTO part_owner (topic, part, epoch, watermark, instance) \
+             SELECT $1, part, 1, 0, $3 FROM unnest($2) AS part ORDER BY part \
+             ON CONFLICT (topic, part) DO UPDATE \
+             SET epoch = part_owner.epoch + 1, instance = excluded.instance, taken_over_at = now() \
+             RETURNING part, epoch, watermark";
+        let topic = self.topic.clone();
+        self.call("take ownership of partitions", async move |connection| {
+            create_partitions(connection, parts).await?;
+            let rows: Vec<(i32, i64, i64)> = sqlx::query_as(SQL)
+                .bind(topic)
+                .bind(parts)
+                .bind(instance)
+                .fetch_all(connection)
+                .await?;
+            Ok(rows
+                .into_iter()
+                .map(|(part, epoch, watermark)| Owner { part, epoch, watermark })
+                .collect())
+        })
+    }
+
+    /// Removes every row at or above an owner's watermark, records that, and sets the watermark; all or nothing.
+    pub(crate) fn compensate(&mut self, owners: &[Owner], reason: &str) -> Result<Vec<Compensated>, Error> {
+        const REMOVE: &str = "WITH removed AS (DELETE FROM ledger WHERE part = $1 AND off >= $2 RETURNING off) \
+             SELECT count(*), min(off), max(off) FROM removed";
+        const RECORD: &str = "INSERT INTO compensation (topic, part, epoch, first_off, last_off, row_count, reason, run) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        let (topic, run) = (self.topic.clone(), self.run);
+        self.call("compensate prepared rows", async move |connection| {
+            let mut transaction = connection.begin().await?;
+            set_watermarks(&mut transaction, &topic, owners).await?;
+            let mut compensated = Vec::new();
+            for owner in owners {
+                let removed: (i64, Option<i64>, Option<i64>) = sqlx::query_as(REMOVE)
+                    .bind(owner.part)
+                    .bind(owner.watermark)
+                    .fetch_one(&mut *transaction)
+                    .await?;
+                let (rows, Some(first_off), Some(last_off)) = removed else {
+                    continue;
+                };
+                sqlx::query(RECORD)
+                    .bind(&topic)
+                    .bind(owner.part)
+                    .bind(owner.epoch)
+                    .bind(first_off)
+                    .bind(last_off)
+                    .bind(rows)
+                    .bind(reason)
+                    .bind(run)
+                    .execute(&mut *transaction)
+                    .await?;
+                compensated.push(Compensated {
+                    part: owner.part,
+                    rows,
+                    first_off,
+                    last_off,
+                });
+            }
+            transaction.commit().await?;
+            Ok(compensated)
+        })
+    }
+
+    /// Prepares a batch: sets the watermarks that the previous batch left, which proves the ownership, and writes the rows;
+    /// all or nothing.
+    pub(crate) fn prepare(&mut self, owners: &[Owner], rows: &mut Rows) -> Result<(), Error> {
+        let topic = self.topic.clone();
+        self.call("prepare a batch", async move |connection| {
+            let mut transaction = connection.begin().await?;
+            set_watermarks(&mut transaction, &topic, owners).await?;
+            if !rows.is_empty() {
+                let mut copy = transaction.copy_in_raw(rows::COPY).await?;
+                copy.send(rows.finish()).await?;
+                if let Err(error) = copy.finish().await {
+                    // Rolled back here and not at the next use, because the connection goes on after a conflict.
+                    transaction.rollback().await?;
+                    return Err(error.into());
+                }
+            }
+            transaction.commit().await?;
+            Ok(())
+        })
+    }
+
+    /// Sets watermarks when there is no batch for them to travel with.
+    pub(crate) fn flush(&mut self, owners: &[Owner]) -> Result<(), Error> {
+        let topic = self.topic.clone();
+        self.call("set a watermark", async move |connection| {
+            let mut transaction = connection.begin().await?;
+            set_watermarks(&mut transaction, &topic, owners).await?;
+            transaction.commit().await?;
+            Ok(())
+        })
+    }
+
+    /// Which of these payments are in the ledger, and when they occurred, in microseconds since the Unix epoch.
+    pub(crate) fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, Error> {
+        const SQL: &str = "SELECT part, tenant, event_id, (extract(epoch FROM occurred_at) * 1000000)::bigint FROM ledger \
+             WHERE (part, tenant, event_id) IN (SELECT * FROM unnest($1::int[], $2::text[], $3::uuid[]))";
+        let parts: Vec<i32> = keys.iter().map(|key| key.0).collect();
+        let tenants: Vec<&str> = keys.iter().map(|key| key.1.as_str()).collect();
+        let ids: Vec<Uuid> = keys.iter().map(|key| key.2).collect();
+        self.call("look payments up", async move |connection| {
+            let rows: Vec<(i32, String, Uuid, i64)> = sqlx::query_as(SQL)
+                .bind(parts)
+                .bind(tenants)
+                .bind(ids)
+                .fetch_all(connection)
+                .await?;
+            Ok(rows
+                .into_iter()
+                .map(|(part, tenant, id, occurred_at)| ((part, tenant, id), occurred_at))
+                .collect())
+        })
+    }
+
+    fn call<T>(
+        &mut self,
+        what: &'static str,
+        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let Self {
+            runtime, connection, ..
+        } = self;
+        match runtime.block_on(async { timeout(TIMEOUT, operation(connection)).await }) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(Failure::Fenced)) => Err(Error::Fenced),
+            Ok(Err(Failure::Database(source))) if is_unique_violation(&source) => Err(Error::Conflict),
+            Ok(Err(Failure::Database(source))) => Err(Error::Database { what, source }),
+            Err(_elapsed) => Err(Error::Timeout(what)),
+        }
+    }
+}
+
+/// An error before it is known which call it belongs to.
+enum Failure {
+    Fenced,
+    Database(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// How every connection of the processor is made.
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
+    Ok(PgConnectOptions::from_str(url)?
+        .application_name("sluice-processor")
+        .options([("idle_in_transaction_session_timeout", SILENT_TRANSACTION_MS.to_string())]))
+}
+
+/// Rows are updated in the order of their partitions, so that two lanes in a takeover cannot wait for each other.
+async fn set_watermarks(connection: &mut PgConnection, topic: &str, owners: &[Owner]) -> Result<(), Failure> {
+    const SQL: &str = "UPDATE part_owner SET watermark = mine.watermark \
+         FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS mine (part, epoch, watermark) \
+         WHERE part_owner.topic = $1 AND part_owner.part = mine.part AND part_owner.epoch = mine.epoch";
+    let mut owners = owners.to_vec();
+    owners.sort_unstable_by_key(|owner| owner.part);
+    let column = |value: fn(&Owner) -> i64| owners.iter().map(value).collect::<Vec<i64>>();
+    let parts: Vec<i32> = owners.iter().map(|owner| owner.part).collect();
+    let done = sqlx::query(SQL)
+        .bind(topic)
+        .bind(parts)
+        .bind(column(|owner| owner.epoch))
+        .bind(column(|owner| owner.watermark))
+        .execute(connection)
+        .await?;
+    if done.rows_affected() == owners.len() as u64 {
+        Ok(())
+    } else {
+        Err(Failure::Fenced)
+    }
+}
+
+/// Creating a partition locks the whole ledger for a moment, so it is done only where one is missing.
+async fn create_partitions(connection: &mut PgConnection, parts: &[i32]) -> Result<(), sqlx::Error> {
+    const MISSING: &str = "SELECT part FROM unnest($1::int[]) AS part WHERE to_regclass(format('ledger_p%s', part)) IS NULL ORDER BY part";
+    let missing = async |connection: &mut PgConnection| -> Result<Vec<(i32,)>, sqlx::Error> {
+        sqlx::query_as(MISSING).bind(parts).fetch_all(connection).await
+    };
+    if missing(connection).await?.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)")
+        .bind(CREATION_LOCK)
+        .execute(&mut *transaction)
+        .await?;
+    for (part,) in missing(&mut transaction).await? {
+        let create = format!("CREATE TABLE ledger_p{part} PARTITION OF ledger FOR VALUES IN ({part})");
+        transaction.execute(create.as_str()).await?;
+    }
+    transaction.commit().await
+}
+
+fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| error.code() == UNIQUE_VIOLATION)
+}
+
+fn failed(what: &'static str) -> impl Fn(sqlx::Error) -> Error {
+    move |source| Error::Database { what, source }
+}

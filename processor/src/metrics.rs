@@ -1,0 +1,240 @@
+//! Owns the processor's own metrics. Those of Kafka are in `sluice_kafka::metrics`.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use sluice_kafka::metrics::Latency;
+use sluice_proto::decision::Outcome;
+
+use crate::batch::{Batch, Written};
+use crate::dead_letter::Kind;
+
+/// Upper bounds of the batch sizes, in events.
+const BATCH_BOUNDS: [f64; 10] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0];
+
+/// The parts of a batch's time, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Step {
+    /// Decode, deduplicate, judge.
+    Decide,
+    /// Hand everything to the producer.
+    Send,
+    /// Write the ledger's rows.
+    Prepare,
+    /// Wait for deliveries and add the offsets.
+    Settle,
+    /// Commit the transaction.
+    Commit,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByType {
+    error_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByStep {
+    step: Step,
+}
+
+impl EncodeLabelValue for Step {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Decide => "decide",
+            Self::Send => "send",
+            Self::Prepare => "prepare",
+            Self::Settle => "settle",
+            Self::Commit => "commit",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLane {
+    lane: u16,
+}
+
+/// All of them; clones share their values.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    decisions: Family<ByOutcome, Counter>,
+    dead_letters: Family<ByType, Counter>,
+    duplicates: Counter,
+    late: Counter,
+    batch_events: Histogram,
+    step_duration: Family<ByStep, Latency>,
+    takeover_duration: Latency,
+    replayed: Counter,
+    compensated: Counter,
+    breaker_open: Family<ByLane, Gauge>,
+    remembered_payments: Family<ByLane, Gauge>,
+    remembered_accounts: Family<ByLane, Gauge>,
+}
+
+impl Metrics {
+    /// New metrics in `registry`.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            decisions: Family::default(),
+            dead_letters: Family::default(),
+            duplicates: Counter::default(),
+            late: Counter::default(),
+            batch_events: Histogram::new(BATCH_BOUNDS),
+            step_duration: Family::default(),
+            takeover_duration: Latency::default(),
+            replayed: Counter::default(),
+            compensated: Counter::default(),
+            breaker_open: Family::default(),
+            remembered_payments: Family::default(),
+            remembered_accounts: Family::default(),
+        };
+        let our = registry.sub_registry_with_prefix("processor");
+        our.register(
+            "decisions",
+            "Committed decisions, by outcome",
+            metrics.decisions.clone(),
+        );
+        our.register(
+            "dead_letters",
+            "Committed dead letters, by type",
+            metrics.dead_letters.clone(),
+        );
+        our.register(
+            "duplicates",
+            "Payments that were decided before",
+            metrics.duplicates.clone(),
+        );
+        our.register(
+            "late",
+            "Decisions without history, because the payment came late",
+            metrics.late.clone(),
+        );
+        our.register(
+            "batch_events",
+            "Records in a committed batch",
+            metrics.batch_events.clone(),
+        );
+        our.register_with_unit(
+            "batch_step_duration",
+            "Time that a batch spends in each step",
+            Unit::Seconds,
+            metrics.step_duration.clone(),
+        );
+        our.register_with_unit(
+            "takeover_duration",
+            "Time from an assignment, or a failure, to the first fetch",
+            Unit::Seconds,
+            metrics.takeover_duration.clone(),
+        );
+        our.register(
+            "replayed_events",
+            "Records read again to rebuild state",
+            metrics.replayed.clone(),
+        );
+        our.register(
+            "compensated_rows",
+            "Prepared ledger rows removed by takeovers",
+            metrics.compensated.clone(),
+        );
+        our.register(
+            "breaker_open",
+            "1 while a lane waits for what it needs to come back",
+            metrics.breaker_open.clone(),
+        );
+        our.register(
+            "remembered_payments",
+            "Payments in a lane's state, by which duplicates are known",
+            metrics.remembered_payments.clone(),
+        );
+        our.register(
+            "remembered_accounts",
+            "Accounts in a lane's state",
+            metrics.remembered_accounts.clone(),
+        );
+        // A counter that only appears with its first event cannot be alerted on.
+        for outcome in Outcome::ALL {
+            drop(metrics.outcome(outcome));
+        }
+        for kind in Kind::ALL {
+            drop(metrics.letters(kind));
+        }
+        metrics
+    }
+
+    /// Counts a batch of so many records that is committed.
+    pub(crate) fn committed(&self, records: usize, batch: &Batch<'_>) {
+        let mut outcomes = [0_u64; Outcome::ALL.len()];
+        let mut late = 0;
+        for output in &batch.outputs {
+            match &output.written {
+                Written::Decision(decision) => {
+                    outcomes[decision.outcome as usize] += 1;
+                    late += u64::from(decision.late);
+                }
+                Written::Letter { kind, .. } => {
+                    self.letters(*kind).inc();
+                }
+            }
+        }
+        for (outcome, count) in Outcome::ALL.into_iter().zip(outcomes) {
+            self.outcome(outcome).inc_by(count);
+        }
+        self.late.inc_by(late);
+        self.duplicates.inc_by(batch.duplicates);
+        self.batch_events.observe(records as f64);
+    }
+
+    /// Records how long a step of a batch took.
+    pub(crate) fn step(&self, step: Step, took: Duration) {
+        self.step_duration.get_or_create(&ByStep { step }).observe(took);
+    }
+
+    /// Records a takeover.
+    pub(crate) fn taken_over(&self, took: Duration, replayed: u64, compensated: u64) {
+        self.takeover_duration.observe(took);
+        self.replayed.inc_by(replayed);
+        self.compensated.inc_by(compensated);
+    }
+
+    /// Says whether a lane's breaker is open.
+    pub(crate) fn breaker(&self, lane: u16, open: bool) {
+        self.breaker_open.get_or_create(&ByLane { lane }).set(open.into());
+    }
+
+    /// Says how much a lane's state holds.
+    pub(crate) fn remembered(&self, lane: u16, payments: usize, accounts: usize) {
+        for (gauge, count) in [
+            (&self.remembered_payments, payments),
+            (&self.remembered_accounts, accounts),
+        ] {
+            gauge
+                .get_or_create(&ByLane { lane })
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn outcome(&self, outcome: Outcome) -> Counter {
+        self.decisions.get_or_create_owned(&ByOutcome {
+            outcome: outcome.as_str(),
+        })
+    }
+
+    fn letters(&self, kind: Kind) -> Counter {
+        self.dead_letters.get_or_create_owned(&ByType {
+            error_type: kind.as_str(),
+        })
+    }
+}

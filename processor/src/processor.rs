@@ -1,0 +1,276 @@
+//! Owns the processor as a whole: what is checked and made before the first record, the lanes' threads, and their end.
+//!
+//! Comes after [`crate::config`] in `main`; each lane goes on in [`crate::lane`].
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry as MetricsRegistry;
+use sluice_kafka::registry::Registry;
+use sluice_kafka::serve::AdminServer;
+use sluice_kafka::telemetry::Tracer;
+use sluice_kafka::{Topics, admin, error, metrics};
+use sluice_proto::avro::Record;
+use sluice_proto::decision::Decision;
+use sluice_proto::event::PaymentRecord;
+use sluice_proto::topics;
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::consume::Bounds;
+use crate::lane::{self, Settings, Signals};
+use crate::ledger;
+use crate::metrics::Metrics;
+use crate::rules::{RuleSet, horizons};
+
+/// How long the lanes may take to finish their batches and leave, once the process is told to end.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+/// How long Postgres may take to accept the connection that the migrations run on.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a later version of a schema must be able to read: everything that was ever stored.
+const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
+
+/// Why the processor cannot start, or ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The admin port.
+    #[error("cannot listen on {address} for --admin-listen: {source}")]
+    Bind {
+        /// The address as given.
+        address: std::net::SocketAddr,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Kafka, or its topics.
+    #[error("{0}; topics are made by: sluicectl topics apply")]
+    Topics(#[from] error::Admin),
+    /// The schema registry.
+    #[error(transparent)]
+    Registry(#[from] error::Registry),
+    /// The registry's id does not fit the wire format.
+    #[error("the schema registry gave the id {0}, which the wire format has no room for")]
+    SchemaId(u32),
+    /// Postgres cannot be reached, or is not as it should be.
+    #[error("the ledger's database cannot be used: {0}")]
+    Postgres(#[from] sqlx::Error),
+    /// Postgres did not answer.
+    #[error("the ledger's database did not accept a connection within {} s", CONNECT_TIMEOUT.as_secs())]
+    PostgresTimeout,
+    /// The ledger's tables.
+    #[error("the ledger's tables cannot be brought up to date: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database is another installation's.
+    #[error("the database holds the ledger of topic {0}: each payments topic needs a database of its own")]
+    OtherTopic(String),
+    /// The system has no thread left.
+    #[error("no thread for a lane: {0}")]
+    Thread(#[source] std::io::Error),
+    /// A lane ended by itself.
+    #[error("lane {lane} failed: {source}")]
+    Lane {
+        /// Which.
+        lane: u16,
+        /// Why.
+        source: Box<lane::Error>,
+    },
+    /// A lane's thread panicked, which it has told the log.
+    #[error("lane {0} panicked")]
+    Panicked(u16),
+    /// The lanes did not end in time. What they had open is aborted and taken over by others.
+    #[error("the lanes did not end within {} s", DRAIN_DEADLINE.as_secs())]
+    Deadline,
+}
+
+/// Everything that was checked and made before the first record.
+pub struct Processor {
+    settings: Settings,
+    lanes: u16,
+    admin: AdminServer,
+    registry: MetricsRegistry,
+}
+
+impl Processor {
+    /// Binds the admin port, checks the topics, registers the schemas, and brings the ledger's tables up to date.
+    ///
+    /// # Errors
+    /// The first thing that is not as it must be.
+    pub async fn build(config: Config, tracer: Tracer) -> Result<Self, Error> {
+        let address = config.admin_listen;
+        let admin = AdminServer::bind(address).map_err(|source| Error::Bind { address, source })?;
+        let mut registry = MetricsRegistry::default();
+        let kafka_metrics = metrics::Metrics::register(&mut registry);
+        let metrics = Metrics::register(&mut registry);
+
+        let topics = Topics::new(&config.topic_prefix);
+        let (payment_schema, decision_schema) = {
+            let (config, topics, metrics) = (config.clone(), topics.clone(), kafka_metrics.clone());
+            blocking(move || {
+                admin::Admin::new(&config.kafka(), metrics)?.check_topics(&topics)?;
+                register_schemas(&Registry::new(&config.registry), &topics)
+            })
+            .await?
+        };
+        prepare_database(&config.postgres, &topics.payments).await?;
+
+        let rules = RuleSet::new(&config.thresholds);
+        let run = Uuid::now_v7();
+        tracing::info!(%run, rules = &*rules.version(), lanes = config.lanes, "built");
+        let settings = Settings {
+            group: config.group_name(),
+            session_timeout: Duration::from_millis(config.session_timeout_ms.into()),
+            transaction_timeout: config.transaction_timeout(),
+            transactional_ids: (0..config.lanes).map(|lane| config.transactional_id(lane)).collect(),
+            bounds: Bounds {
+                max_events: config.batch_max_events as usize,
+                max_bytes: config.batch_max_bytes,
+                linger: Duration::from_millis(config.batch_linger_ms.into()),
+            },
+            rules,
+            horizons: horizons(&config.thresholds),
+            payment_schema,
+            decision_schema,
+            // The lanes wait in their own way, which keeps them in their group.
+            registry: Arc::new(Registry::with_patience(&config.registry, Duration::ZERO)),
+            kafka: config.kafka(),
+            postgres: config.postgres,
+            topics,
+            metrics,
+            kafka_metrics,
+            tracer,
+            run,
+        };
+        Ok(Self {
+            settings,
+            lanes: config.lanes,
+            admin,
+            registry,
+        })
+    }
+
+    /// Runs the lanes until `shutdown` resolves, and then until each has finished its batch and left its group.
+    ///
+    /// # Errors
+    /// When a lane ends by itself, or not in time.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let settings = Arc::new(self.settings);
+        let signals: Arc<Vec<Signals>> = Arc::new((0..self.lanes).map(|_| Signals::default()).collect());
+        let (close, closed) = oneshot::channel::<()>();
+        let readiness = readiness(signals.clone());
+        let admin = tokio::spawn(self.admin.run(Arc::new(self.registry), readiness, async {
+            closed.await.unwrap_or(());
+        }));
+
+        let (report, mut reports) = mpsc::channel(usize::from(self.lanes));
+        for lane in 0..self.lanes {
+            start_lane(lane, settings.clone(), signals.clone(), report.clone())?;
+        }
+        // The channel closes when every lane has reported.
+        drop(report);
+        let early = tokio::select! {
+            () = shutdown => Ok(()),
+            end = reports.recv() => end.unwrap_or(Ok(())),
+        };
+        for signal in signals.iter() {
+            signal.stop.store(true, Ordering::Relaxed);
+        }
+        tracing::info!("draining");
+        let drained = timeout(DRAIN_DEADLINE, async {
+            let mut all = Ok(());
+            while let Some(end) = reports.recv().await {
+                all = all.and(end);
+            }
+            all
+        });
+        let drained = drained.await.unwrap_or(Err(Error::Deadline));
+        if close.send(()).is_ok() && admin.await.is_err() {
+            tracing::warn!("the admin port did not end well");
+        }
+        early.and(drained)
+    }
+}
+
+fn start_lane(
+    lane: u16,
+    settings: Arc<Settings>,
+    signals: Arc<Vec<Signals>>,
+    report: mpsc::Sender<Result<(), Error>>,
+) -> Result<(), Error> {
+    let body = move || {
+        let run = || lane::run(lane, &settings, &signals[usize::from(lane)]);
+        let end = match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(Error::Lane {
+                lane,
+                source: Box::new(source),
+            }),
+            Err(_panic) => Err(Error::Panicked(lane)),
+        };
+        if report.blocking_send(end).is_err() {
+            tracing::warn!(lane, "ended after the deadline");
+        }
+    };
+    let thread = thread::Builder::new().name(format!("lane-{lane}")).spawn(body);
+    thread.map(drop).map_err(Error::Thread)
+}
+
+/// Ready when every lane has dealt with its first assignment, and not while draining.
+fn readiness(signals: Arc<Vec<Signals>>) -> impl Fn() -> Result<(), String> + Clone + Send + Sync + 'static {
+    move || {
+        if signals.iter().any(|signals| signals.stop.load(Ordering::Relaxed)) {
+            return Err("draining".to_owned());
+        }
+        match signals
+            .iter()
+            .position(|signals| !signals.ready.load(Ordering::Relaxed))
+        {
+            Some(lane) => Err(format!("lane {lane} waits for its first assignment")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Registers this version's schemas, and gives the ids of the payments' and the decisions'.
+fn register_schemas(registry: &Registry, topics: &Topics) -> Result<(i32, i32), Error> {
+    let register = |topic: &str, schema: &str| -> Result<i32, Error> {
+        let subject = topics::value_subject(topic);
+        let id = registry.register(&subject, schema)?;
+        registry.set_compatibility(&subject, COMPATIBILITY)?;
+        i32::try_from(id).map_err(|_| Error::SchemaId(id))
+    };
+    Ok((
+        register(&topics.payments, PaymentRecord::SCHEMA_JSON)?,
+        register(&topics.decisions, Decision::SCHEMA_JSON)?,
+    ))
+}
+
+/// Applies the migrations; processes that start together wait for each other. Refuses another topic's database.
+async fn prepare_database(url: &str, topic: &str) -> Result<(), Error> {
+    let options = ledger::options(url)?;
+    let connecting = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
+    let mut connection = connecting.await.map_err(|_| Error::PostgresTimeout)??;
+    sqlx::migrate!().run(&mut connection).await?;
+    let other: Option<(String,)> = sqlx::query_as("SELECT topic FROM part_owner WHERE topic <> $1 LIMIT 1")
+        .bind(topic)
+        .fetch_optional(&mut connection)
+        .await?;
+    connection.close().await?;
+    match other {
+        Some((topic,)) => Err(Error::OtherTopic(topic)),
+        None => Ok(()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}

@@ -1,0 +1,288 @@
+//! Owns the lane's transactional producer: decisions, dead letters, copies of late payments and the consumed offsets, all
+//! in one transaction.
+//!
+//! Comes after the batch is decided; its commit is the commit point of the whole batch. Calls block the lane's thread.
+//! After an error the transaction is aborted; after an error in doubt the producer is dropped, and a new one fences it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
+use rdkafka::util::Timeout;
+use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
+use sluice_kafka::{Config, Topics, error, metrics};
+use sluice_proto::avro::{EncodeError, Encoder, Record};
+use sluice_proto::decision::Decision;
+use sluice_proto::headers;
+
+use crate::batch::{Output, Written};
+use crate::dead_letter::{letter_headers, own_headers};
+
+/// A commit that takes longer may have been sent twice, and the second one may still be on its way.
+pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
+/// How long one poll waits for deliveries.
+const DELIVERY_POLL: Duration = Duration::from_millis(1);
+
+/// Why a batch could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka's producer.
+    #[error(transparent)]
+    Producer(#[from] error::Producer),
+    /// The list of offsets cannot be built.
+    #[error("the offsets cannot be sent: {0}")]
+    Offsets(#[source] KafkaError),
+    /// A decision does not fit its schema.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The commit succeeded, but took so long that a repeated request of it may still arrive.
+    #[error("the commit took {} ms", .0.as_millis())]
+    Doubtful(Duration),
+}
+
+/// Logs what could not be delivered; librdkafka then fails the transaction by itself.
+struct Context {
+    errors: metrics::Producer,
+}
+
+impl ClientContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((source, message)) = result {
+            let error = error::Producer::Undelivered(source.clone());
+            self.errors.failed(&error);
+            tracing::debug!(%error, topic = message.topic(), "a record of a transaction is lost with it");
+        }
+    }
+}
+
+/// The metrics of each topic that is written.
+#[derive(Clone)]
+struct Metered {
+    decisions: metrics::Producer,
+    dead_letters: metrics::Producer,
+    late: metrics::Producer,
+}
+
+/// The lane's producer.
+pub(crate) struct Publisher {
+    producer: BaseProducer<Context>,
+    topics: Topics,
+    encoder: Encoder<Decision>,
+    timeout: Timeout,
+    metrics: Metered,
+    payload: Vec<u8>,
+    key: String,
+    sent: Sent,
+}
+
+/// Records sent in the open transaction.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sent {
+    decisions: u64,
+    dead_letters: u64,
+    late: u64,
+}
+
+impl Publisher {
+    /// A new producer, which fences every earlier one with this transactional id and ends what it left open.
+    pub(crate) fn new(
+        config: &Config,
+        transactional_id: &str,
+        transaction_timeout: Duration,
+        schema_id: i32,
+        metrics: &metrics::Metrics,
+    ) -> Result<Self, Error> {
+        let topics = Topics::new(&config.topic_prefix);
+        let metrics = Metered {
+            decisions: metrics.producer(&topics.decisions),
+            dead_letters: metrics.producer(&topics.dead_letters),
+            late: metrics.producer(&topics.late),
+        };
+        let mut config = config.transactional_producer(transactional_id, transaction_timeout);
+        // Success is seen by the queue's getting empty, which costs no event for each record.
+        config.set("delivery.report.only.error", "true");
+        let context = Context {
+            errors: metrics.decisions.clone(),
+        };
+        let producer = BaseProducer::from_config_and_context(&config, context).map_err(error::Producer::Create)?;
+        let timeout = Timeout::After(transaction_timeout);
+        producer.init_transactions(timeout).map_err(step("init_transactions"))?;
+        Ok(Self {
+            producer,
+            topics,
+            encoder: Encoder::new(schema_id)?,
+            timeout,
+            metrics,
+            payload: Vec::new(),
+            key: String::new(),
+            sent: Sent::default(),
+        })
+    }
+
+    /// Opens the transaction and hands it all that is written for a batch. Deliveries go on in the background.
+    pub(crate) fn send(&mut self, outputs: &[Output<'_>]) -> Result<(), Error> {
+        self.sent = Sent::default();
+        self.producer.begin_transaction().map_err(step("begin_transaction"))?;
+        for output in outputs {
+            match &output.written {
+                Written::Decision(decision) => {
+                    self.send_decision(decision, output)?;
+                    if decision.late {
+                        self.send_copy(output.message)?;
+                    }
+                }
+                Written::Letter { kind, error } => {
+                    let with_headers = |own| letter_headers(output.message, *kind, error, own);
+                    send_original(&self.producer, &self.topics.dead_letters, output.message, with_headers)?;
+                    self.sent.dead_letters += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until Kafka acknowledged all that was sent, and adds the offsets that the batch consumed.
+    pub(crate) fn settle(
+        &mut self,
+        ends: &BTreeMap<i32, i64>,
+        membership: &ConsumerGroupMetadata,
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        while self.producer.in_flight_count() > 0 {
+            self.producer.poll(DELIVERY_POLL);
+        }
+        self.meter(started.elapsed());
+        let mut offsets = TopicPartitionList::with_capacity(ends.len());
+        for (partition, end) in ends {
+            offsets
+                .add_partition_offset(&self.topics.payments, *partition, Offset::Offset(*end))
+                .map_err(Error::Offsets)?;
+        }
+        self.producer
+            .send_offsets_to_transaction(&offsets, membership, self.timeout)
+            .map_err(step("send_offsets_to_transaction"))?;
+        Ok(())
+    }
+
+    /// The commit point.
+    pub(crate) fn commit(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        self.producer
+            .commit_transaction(self.timeout)
+            .map_err(step("commit_transaction"))?;
+        let took = started.elapsed();
+        if took > DOUBTFUL_COMMIT {
+            return Err(Error::Doubtful(took));
+        }
+        Ok(())
+    }
+
+    /// Ends the open transaction as if it had never been.
+    pub(crate) fn abort(&mut self) -> Result<(), Error> {
+        self.producer
+            .abort_transaction(self.timeout)
+            .map_err(step("abort_transaction"))?;
+        Ok(())
+    }
+
+    /// Counts an error on the topic that matters most.
+    pub(crate) fn failed(&self, error: &Error) {
+        if let Error::Producer(error) = error {
+            self.metrics.decisions.failed(error);
+        }
+    }
+
+    fn send_decision(&mut self, decision: &Decision, output: &Output<'_>) -> Result<(), Error> {
+        self.payload.clear();
+        self.encoder.encode(decision, &mut self.payload)?;
+        self.key.clear();
+        self.key.push_str(&decision.tenant);
+        self.key.push('/');
+        self.key.push_str(&decision.account_id);
+        let mut id = uuid::Uuid::encode_buffer();
+        let id: &str = decision.event_id.uuid().hyphenated().encode_lower(&mut id);
+        let text = |key, value| Header {
+            key,
+            value: Some(value),
+        };
+        let mut own = OwnedHeaders::new_with_capacity(4)
+            .insert(text(headers::EVENT_ID, id))
+            .insert(text(headers::TENANT, &decision.tenant))
+            .insert(text(headers::SCHEMA, Decision::SCHEMA_NAME));
+        let continued = output.span.as_ref().map(sluice_kafka::telemetry::Span::traceparent);
+        if let Some(traceparent) = continued.as_deref().or(output.traceparent) {
+            own = own.insert(text(headers::TRACEPARENT, traceparent));
+        }
+        let record = BaseRecord::<str, [u8]>::to(&self.topics.decisions)
+            .partition(decision.source_partition)
+            .key(&self.key)
+            .payload(&self.payload)
+            .headers(own);
+        self.producer
+            .send(record)
+            .map_err(|(error, _)| error::Producer::Refused(error))?;
+        self.sent.decisions += 1;
+        Ok(())
+    }
+
+    fn send_copy(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Error> {
+        let with_headers = |own| if own { own_headers(message) } else { None }.unwrap_or_default();
+        send_original(&self.producer, &self.topics.late, message, with_headers)?;
+        self.sent.late += 1;
+        Ok(())
+    }
+
+    /// Each record's own latency would cost an event for each; the slowest stands for the batch.
+    fn meter(&self, slowest: Duration) {
+        for (metrics, sent) in [
+            (&self.metrics.decisions, self.sent.decisions),
+            (&self.metrics.dead_letters, self.sent.dead_letters),
+            (&self.metrics.late, self.sent.late),
+        ] {
+            if sent > 0 {
+                metrics.delivered(slowest);
+                metrics.delivered_many(sent - 1);
+            }
+        }
+    }
+}
+
+/// Sends a record on as it came, into the partition of the same number. A record so large that it does not fit once our
+/// headers are added goes without its payload and headers: it still stands where the letter says, and it must not stop
+/// the lane.
+fn send_original(
+    producer: &BaseProducer<Context>,
+    topic: &str,
+    message: &BorrowedMessage<'_>,
+    with_headers: impl Fn(bool) -> OwnedHeaders,
+) -> Result<(), Error> {
+    for whole in [true, false] {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic)
+            .partition(message.partition())
+            .headers(with_headers(whole));
+        if let Some(key) = message.key() {
+            record = record.key(key);
+        }
+        if let Some(payload) = message.payload().filter(|_| whole) {
+            record = record.payload(payload);
+        }
+        match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err((KafkaError::MessageProduction(Code::MessageSizeTooLarge), _)) if whole => {}
+            Err((error, _)) => return Err(error::Producer::Refused(error).into()),
+        }
+    }
+    Ok(())
+}
+
+fn step(step: &'static str) -> impl Fn(KafkaError) -> error::Producer {
+    move |cause| error::Producer::Transaction { step, cause }
+}

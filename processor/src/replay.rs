@@ -1,0 +1,167 @@
+//! Owns how a partition's state is rebuilt: by reading its records again, up to where the group has committed, without
+//! writing anything.
+//!
+//! Comes last in [`crate::takeover`]. A state that was kept from before is read on from where it stands.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use sluice_kafka::error;
+
+use crate::decode::{Decoder, Failure};
+use crate::state::{Horizons, State};
+
+/// How long one poll waits.
+const POLL: Duration = Duration::from_millis(100);
+/// How often the caller is asked whether to go on.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// Records between two looks at the clock.
+const RECORDS_PER_LOOK: u64 = 1_000;
+/// How long the log may give nothing before the replay is given up, to be tried again.
+const STALL: Duration = Duration::from_secs(30);
+
+/// A partition's state, and the offset of the first record that is not in it.
+pub(crate) struct Replayed {
+    pub(crate) state: State,
+    pub(crate) next: i64,
+}
+
+impl Replayed {
+    /// The state before the record at this offset, as if nothing came before it.
+    pub(crate) fn empty(horizons: Horizons, next: i64) -> Self {
+        Self {
+            state: State::new(horizons),
+            next,
+        }
+    }
+}
+
+/// Why a replay was given up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Consumer(#[from] error::Consumer),
+    /// The schema of a record has to be fetched, and cannot be.
+    #[error(transparent)]
+    Registry(#[from] error::Registry),
+    /// The log gave nothing for too long.
+    #[error("nothing came for {} s of replay", STALL.as_secs())]
+    Stalled,
+    /// The caller said so.
+    #[error("the assignment changed, or the process ends")]
+    Cancelled,
+}
+
+/// Brings each state up to the offset that comes with it. Says how many records were read.
+///
+/// # Errors
+/// See [`Error`]; what was rebuilt up to there is lost.
+pub(crate) fn rebuild(
+    config: &ClientConfig,
+    topic: &str,
+    decoder: &mut Decoder,
+    states: &mut BTreeMap<i32, (Replayed, i64)>,
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<u64, Error> {
+    let mut start = TopicPartitionList::new();
+    let control = |cause| error::Consumer::Control { step: "assign", cause };
+    for (partition, (replayed, target)) in states.iter() {
+        if replayed.next < *target {
+            start
+                .add_partition_offset(topic, *partition, Offset::Offset(replayed.next))
+                .map_err(control)?;
+        }
+    }
+    let mut open = start.count();
+    if open == 0 {
+        return Ok(0);
+    }
+    let reader: BaseConsumer = config.create().map_err(error::Consumer::Create)?;
+    reader.assign(&start).map_err(control)?;
+    let (mut records, mut last_record, mut last_ask) = (0, Instant::now(), Instant::now());
+    while open > 0 {
+        let polled = reader.poll(POLL);
+        let quiet = polled.is_none();
+        let ended = match polled {
+            Some(Ok(message)) => {
+                records += 1;
+                if records % RECORDS_PER_LOOK == 1 {
+                    last_record = Instant::now();
+                }
+                apply(&message, decoder, states)?
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => Some(partition),
+            Some(Err(source)) => {
+                let error = error::Consumer::Poll(source);
+                if !error.is_retriable() {
+                    return Err(error.into());
+                }
+                tracing::warn!(%error, "replay goes on");
+                None
+            }
+            None => None,
+        };
+        if let Some(partition) = ended
+            && let Some((replayed, target)) = states.get_mut(&partition)
+            && replayed.next < *target
+        {
+            // Offsets may be missing before the target, but nothing is after it in the state.
+            replayed.next = *target;
+            open -= 1;
+            pause(&reader, topic, partition)?;
+        }
+        if (quiet || records % RECORDS_PER_LOOK == 0) && last_ask.elapsed() > ASK_EVERY {
+            last_ask = Instant::now();
+            if !goes_on() {
+                return Err(Error::Cancelled);
+            }
+            if last_record.elapsed() > STALL {
+                return Err(Error::Stalled);
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// Takes one record in. Gives the partition when this was the last one before its target.
+fn apply(
+    message: &BorrowedMessage<'_>,
+    decoder: &mut Decoder,
+    states: &mut BTreeMap<i32, (Replayed, i64)>,
+) -> Result<Option<i32>, Error> {
+    let partition = message.partition();
+    let Some((replayed, target)) = states.get_mut(&partition) else {
+        return Ok(None);
+    };
+    if replayed.next >= *target {
+        return Ok(None);
+    }
+    if message.offset() < *target {
+        match decoder.decode(message) {
+            Ok(input) => {
+                replayed.state.observe(&input.payment, input.appended_at);
+                replayed.state.merge();
+            }
+            Err(Failure::Letter { .. }) => {}
+            Err(Failure::Registry(error)) => return Err(error.into()),
+        }
+    }
+    if message.offset() + 1 >= *target {
+        return Ok(Some(partition));
+    }
+    replayed.next = message.offset() + 1;
+    Ok(None)
+}
+
+fn pause(reader: &BaseConsumer, topic: &str, partition: i32) -> Result<(), error::Consumer> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, partition);
+    reader
+        .pause(&list)
+        .map_err(|cause| error::Consumer::Control { step: "pause", cause })
+}

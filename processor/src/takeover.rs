@@ -1,0 +1,205 @@
+//! Owns what a lane does before it processes a partition that it was just assigned, or that it is in doubt about: the
+//! five steps below, in this order.
+//!
+//! Comes before the lane's first batch, after every rebalance, and after every failure.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+use sluice_kafka::config::Isolation;
+use sluice_kafka::{admin, error};
+
+use crate::consume::{self, Assignment, Consumer};
+use crate::decode::Decoder;
+use crate::lane::{Links, Part, Settings};
+use crate::ledger::{self, Ledger, Owner};
+use crate::publish;
+use crate::replay::{self, Replayed};
+
+/// How much longer than a transaction's timeout the stable offsets are waited for: the broker looks for transactions to
+/// abort every ten seconds.
+const OFFSETS_SLACK: Duration = Duration::from_secs(15);
+/// How long the ends of a partition may take to read.
+const WATERMARKS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a takeover failed. It is tried again from its beginning.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The new producer.
+    #[error(transparent)]
+    Publish(#[from] publish::Error),
+    /// The group's offsets, or fetching.
+    #[error(transparent)]
+    Consumer(#[from] error::Consumer),
+    /// Rebuilding the state.
+    #[error(transparent)]
+    Replay(#[from] replay::Error),
+}
+
+/// What a takeover starts from.
+pub(crate) struct Start<'s> {
+    pub(crate) settings: &'s Settings,
+    pub(crate) lane: u16,
+    pub(crate) consumer: &'s Consumer,
+    pub(crate) assignment: &'s Assignment,
+    /// Why, for the ledger's record of what is compensated.
+    pub(crate) reason: &'s str,
+}
+
+/// Takes the assigned partitions over, and starts fetching them. `kept` is state from before, which saves replaying what
+/// it covers; `links` are kept where they are not in doubt.
+pub(crate) fn take_over(
+    start: &Start<'_>,
+    links: &mut Links,
+    decoder: &mut Decoder,
+    kept: &mut BTreeMap<i32, Replayed>,
+    goes_on: impl FnMut() -> bool,
+) -> Result<BTreeMap<i32, Part>, Error> {
+    let Start { settings, consumer, .. } = *start;
+    let partitions = &start.assignment.partitions;
+    let started = Instant::now();
+    if partitions.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+
+    // 1. Postgres: fence the old lane's writes.
+    let ledger = match &mut links.ledger {
+        Some(ledger) => ledger,
+        none => none.insert(Ledger::connect(
+            &settings.postgres,
+            &settings.topics.payments,
+            settings.run,
+        )?),
+    };
+    let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
+
+    // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
+    if links.publisher.is_none() {
+        links.publisher = Some(settings.publisher(start.lane)?);
+    }
+
+    // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
+    let offsets = stable_offsets(settings, consumer, &owners)?;
+    for owner in &mut owners {
+        owner.watermark = offsets[&owner.part].committed;
+    }
+
+    // 4. Postgres: what was prepared at or above that never became visible.
+    let compensated = ledger.compensate(&owners, start.reason)?;
+    for gone in &compensated {
+        tracing::warn!(
+            partition = gone.part,
+            rows = gone.rows,
+            first = gone.first_off,
+            last = gone.last_off,
+            "compensated prepared rows"
+        );
+    }
+
+    // 5. The state at exactly that offset.
+    let mut states = owners
+        .iter()
+        .map(|owner| {
+            let Ends { low, committed } = offsets[&owner.part];
+            let usable = kept
+                .remove(&owner.part)
+                .filter(|kept| (low..=committed).contains(&kept.next));
+            let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
+            (owner.part, (replayed, committed))
+        })
+        .collect();
+    let config = settings.kafka.reader(Isolation::ReadCommitted);
+    let replayed = replay::rebuild(&config, &settings.topics.payments, decoder, &mut states, goes_on)?;
+
+    let parts = parts(owners, states);
+    consume::fetch_from(
+        consumer,
+        &settings.topics.payments,
+        parts.iter().map(|(part, it)| (*part, it.next)),
+    )?;
+    let rows = compensated.iter().map(|gone| gone.rows.unsigned_abs()).sum();
+    settings.metrics.taken_over(started.elapsed(), replayed, rows);
+    tracing::info!(
+        lane = start.lane,
+        ?partitions,
+        reason = start.reason,
+        replayed,
+        compensated = rows,
+        took_ms = started.elapsed().as_millis() as u64,
+        "taken over"
+    );
+    Ok(parts)
+}
+
+fn parts(owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {
+    owners
+        .into_iter()
+        .filter_map(|owner| {
+            let (Replayed { state, next }, committed) = states.remove(&owner.part)?;
+            debug_assert_eq!(next, committed, "rebuilt up to the committed offset");
+            let part = Part {
+                epoch: owner.epoch,
+                flushed: owner.watermark,
+                next,
+                state,
+            };
+            Some((owner.part, part))
+        })
+        .collect()
+}
+
+/// Where a partition's log begins, and where the group has committed up to.
+#[derive(Clone, Copy)]
+struct Ends {
+    low: i64,
+    committed: i64,
+}
+
+fn stable_offsets(
+    settings: &Settings,
+    consumer: &Consumer,
+    owners: &[Owner],
+) -> Result<BTreeMap<i32, Ends>, error::Consumer> {
+    let topic = &settings.topics.payments;
+    let offsets = |cause| error::Consumer::Offsets {
+        what: "committed offsets",
+        cause,
+    };
+    let partitions: Vec<i32> = owners.iter().map(|owner| owner.part).collect();
+    // The consumer reads committed only, which is what makes librdkafka ask for stable offsets.
+    let timeout = settings.transaction_timeout + OFFSETS_SLACK;
+    let committed = admin::committed(consumer, topic, &partitions, timeout).map_err(offsets)?;
+    let mut all = BTreeMap::new();
+    for owner in owners {
+        let (low, high) = consumer
+            .fetch_watermarks(topic, owner.part, WATERMARKS_TIMEOUT)
+            .map_err(|cause| error::Consumer::Offsets {
+                what: "the ends of a partition",
+                cause,
+            })?;
+        let committed = match committed.get(&owner.part) {
+            Some(offset) => *offset,
+            None => forgotten_offset(owner, low, high),
+        };
+        all.insert(owner.part, Ends { low, committed });
+    }
+    Ok(all)
+}
+
+/// Kafka forgets a group's offsets when it was gone for long (a week, by default). The ledger's watermark was written
+/// after an offset was committed, so that it is as good, unless the topic is a new one with the old name.
+fn forgotten_offset(owner: &Owner, low: i64, high: i64) -> i64 {
+    if (low + 1..=high).contains(&owner.watermark) {
+        tracing::warn!(
+            partition = owner.part,
+            watermark = owner.watermark,
+            "the group has no offset: going on from the ledger's watermark"
+        );
+        return owner.watermark;
+    }
+    low
+}
