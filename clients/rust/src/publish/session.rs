@@ -118,6 +118,10 @@ impl Driver {
             let refusal = match end {
                 End::Finished => return Ok(()),
                 End::Fatal(error) => return Err(self.fail(error)),
+                // The publisher went away with nothing left to deliver.
+                End::Lost(_) if self.window.is_empty() && self.queue.is_closed() && self.queue.is_empty() => {
+                    return Ok(());
+                }
                 End::Lost(refusal) => refusal,
             };
             let Some(wait) = self.backoff.wait(Instant::now()) else {
