@@ -46,9 +46,8 @@ pub async fn connect(stack: &Stack) -> Result<PgConnection> {
 /// # Errors
 /// When the ledger is not as it is documented.
 pub async fn read(connection: &mut PgConnection) -> Result<Vec<Entry>> {
-    let query = "SELECT l.part, l.off, l.tenant, l.event_id::text, l.account, trim_scale(l.amount)::text AS amount, \
-                 l.currency, l.outcome::text, l.score, coalesce(l.off < o.watermark, false) AS committed \
-                 FROM ledger l LEFT JOIN part_owner o USING (part) ORDER BY l.part, l.off";
+    let query = "SELECT part, off, tenant, event_id::text, account_id, trim_scale(amount)::text AS amount, currency, \
+                 outcome, score, status FROM transactions ORDER BY part, off";
     let rows = sqlx::query(query).fetch_all(connection).await?;
     let entry = |row: &sqlx::postgres::PgRow| {
         Ok(Entry {
@@ -56,12 +55,12 @@ pub async fn read(connection: &mut PgConnection) -> Result<Vec<Entry>> {
             offset: row.try_get("off")?,
             tenant: row.try_get("tenant")?,
             event_id: row.try_get("event_id")?,
-            account: row.try_get("account")?,
+            account: row.try_get("account_id")?,
             amount: row.try_get("amount")?,
             currency: row.try_get("currency")?,
             outcome: row.try_get("outcome")?,
             score: row.try_get("score")?,
-            committed: row.try_get("committed")?,
+            committed: row.try_get::<&str, _>("status")? == "COMMITTED",
         })
     };
     rows.iter().map(entry).collect()
@@ -72,8 +71,7 @@ pub async fn read(connection: &mut PgConnection) -> Result<Vec<Entry>> {
 /// # Errors
 /// When some stay so.
 pub async fn settled(connection: &mut PgConnection) -> Result<()> {
-    let query = "SELECT count(*) FROM ledger l LEFT JOIN part_owner o USING (part) \
-                 WHERE l.off >= coalesce(o.watermark, 0)";
+    let query = "SELECT count(*) FROM transactions WHERE status = 'PREPARED'";
     wait::until("no row of the ledger is PREPARED", async || {
         let prepared: i64 = sqlx::query_scalar(query).fetch_one(&mut *connection).await?;
         Ok((prepared == 0).then_some(()))

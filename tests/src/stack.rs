@@ -18,7 +18,7 @@ use crate::wait;
 /// Tenants of a stack: a test takes one that no other test uses, so that tests can share a stack.
 const TENANTS: usize = 100;
 /// The processors' consumer group, before the prefix.
-const GROUP: &str = "processor";
+pub const GROUP: &str = "processor";
 /// After how long without a heartbeat a killed lane's partitions go to another one, in milliseconds: what the tests wait
 /// for at each kill.
 const SESSION_TIMEOUT_MS: &str = "3000";

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use sluice_tests::stack::GROUP;
 use sluice_tests::{command, servers};
 
 const BINARIES: [&str; 2] = ["sluice-gateway", "sluice-processor"];
@@ -54,15 +55,24 @@ fn a_mistake_is_named_and_nothing_starts() -> Result<()> {
         let unknown = File::with("kafak = \"localhost:9092\"\n")?;
         let broken = File::with("kafka = \n")?;
         let (unknown, broken) = (unknown.0.display().to_string(), broken.0.display().to_string());
-        let cases: [(&[&str], &[(&str, &str)], &str); 5] = [
-            (&["--no-such-option"], &[], "--no-such-option"),
-            (&["--check-config", "--config", &unknown], &[], "kafak"),
-            (&["--check-config", "--config", &broken], &[], "line 1"),
-            (&["--check-config", "--config", "/no/such/file"], &[], "/no/such/file"),
-            (&["--check-config"], &[("SLUICE_ADMIN_LISTEN", "nowhere")], "nowhere"),
+        let none: Vec<(&str, &str)> = Vec::new();
+        let cases = [
+            (vec!["--no-such-option"], none.clone(), "--no-such-option"),
+            (vec!["--check-config", "--config", &unknown], none.clone(), "kafak"),
+            (vec!["--check-config", "--config", &broken], none.clone(), "kafka"),
+            (
+                vec!["--check-config", "--config", "/no/such/file"],
+                none,
+                "/no/such/file",
+            ),
+            (
+                vec!["--check-config"],
+                vec![("SLUICE_ADMIN_LISTEN", "nowhere")],
+                "nowhere",
+            ),
         ];
         for (arguments, env, word) in cases {
-            let (code, said) = start(name, arguments, env)?;
+            let (code, said) = start(name, &arguments, &env)?;
             ensure!(
                 code.is_some_and(|code| code != 0),
                 "{name} {arguments:?} {env:?}: {code:?}: {said}"
@@ -103,15 +113,16 @@ fn help_explains_every_part() -> Result<()> {
 #[test]
 fn sluicectl_shows_topics_groups_and_lag() {
     sluice_tests::run::on_shared(async |stack| {
-        for arguments in [vec!["topics"], vec!["groups"], vec!["lag"]] {
+        let cases: [(&[&str], String); 3] = [
+            (&["topics", "list"], stack.topic("payments")),
+            (&["groups", "list"], stack.group()),
+            // The group is named as the processor's own option names it: without the prefix.
+            (&["lag", "--group", GROUP], stack.group()),
+        ];
+        for (arguments, expected) in cases {
             let mut show = Command::new(servers::binary("sluicectl")?);
-            show.args(&arguments).envs(stack.common_env());
+            show.args(arguments).envs(stack.common_env());
             let shown = command::succeed(show).await?;
-            let expected = if arguments[0] == "groups" {
-                stack.group()
-            } else {
-                stack.topic("payments")
-            };
             ensure!(
                 shown.contains(&expected),
                 "{arguments:?} does not show {expected}:\n{shown}"
