@@ -1,0 +1,146 @@
+//! Owns the start: checks the topics, registers the schemas, and makes the producer and the consumer. Everything here
+//! blocks, and every failure is one line that says what to do.
+//!
+//! Comes after `config`, before `server` serves.
+
+use std::collections::BTreeMap;
+use std::num::TryFromIntError;
+use std::sync::Arc;
+
+use sluice_kafka::admin::Admin;
+use sluice_kafka::registry::Registry;
+use sluice_kafka::{Topics, error};
+use sluice_proto::avro::{EncodeError, Record};
+use sluice_proto::decision::Decision;
+use sluice_proto::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use sluice_proto::{pb, topics};
+
+use crate::config::Config;
+use crate::decisions::consume::{self, Consumer};
+use crate::decisions::{Source, start};
+use crate::ingest::encode::{Encoders, Routes, SchemaIds};
+use crate::ingest::publish::Publisher;
+use crate::metrics::Metrics;
+
+/// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
+pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
+
+/// The gateway cannot reach what it needs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A topic is missing.
+    #[error("topic {0} does not exist: create the topics with sluicectl topics apply")]
+    NoTopic(String),
+    /// Kafka does not answer, or its topics do not fit together.
+    #[error("kafka at {servers}: {cause}")]
+    Topics {
+        /// The bootstrap servers.
+        servers: String,
+        /// What is wrong.
+        cause: error::Admin,
+    },
+    /// The registry does not answer, or refuses a schema.
+    #[error("schemas: {0}")]
+    Registry(error::Registry),
+    /// The registry's id does not fit the wire format.
+    #[error("schemas: the registry's id is too large: {0}")]
+    SchemaId(TryFromIntError),
+    /// A schema of ours.
+    #[error("schemas: {0}")]
+    Schema(EncodeError),
+    /// The producer.
+    #[error("kafka: {0}")]
+    Producer(error::Producer),
+    /// The offsets of the decisions.
+    #[error("kafka: {0}")]
+    Consumer(error::Consumer),
+    /// The decision loop.
+    #[error("decisions: {0}")]
+    Decisions(consume::Error),
+}
+
+/// Everything that the start makes.
+pub struct Parts {
+    /// Events to records.
+    pub encoders: Encoders,
+    /// Records to Kafka.
+    pub publisher: Publisher,
+    /// The decision loop.
+    pub consumer: Consumer,
+    /// How else to read the decisions.
+    pub source: Source,
+    /// Kafka's offsets.
+    pub lookup: start::Lookup,
+    /// What GetSchema answers.
+    pub schemas: BTreeMap<String, pb::GetSchemaResponse>,
+}
+
+/// Makes all parts. Blocks, for up to a minute where a part does not answer.
+///
+/// # Errors
+/// See [`Error`].
+pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: &Metrics) -> Result<Parts, Error> {
+    let kafka = config.kafka_config();
+    let topics = Topics::new(&config.topic_prefix);
+    let in_kafka = |cause| match cause {
+        error::Admin::NoTopic(topic) => Error::NoTopic(topic),
+        cause => Error::Topics {
+            servers: config.kafka.clone(),
+            cause,
+        },
+    };
+    let admin = Admin::new(&kafka, kafka_metrics.clone()).map_err(in_kafka)?;
+    let partitions = admin.check_topics(&topics).map_err(in_kafka)?;
+    let registry = Arc::new(Registry::new(&config.registry));
+    let mut schemas = BTreeMap::new();
+    let mut register = Register {
+        registry: &registry,
+        schemas: &mut schemas,
+    };
+    let ids = SchemaIds {
+        payments: register.schema::<PaymentRecord>(&topics.payments)?,
+        user_actions: register.schema::<UserActionRecord>(&topics.user_actions)?,
+        system_events: register.schema::<SystemRecord>(&topics.system_events)?,
+        metric_events: register.schema::<MetricRecord>(&topics.metric_events)?,
+    };
+    let source = Source {
+        kafka: kafka.clone(),
+        topic: topics.decisions.as_str().into(),
+        partitions,
+        schema_id: register.schema::<Decision>(&topics.decisions)?,
+        registry: registry.clone(),
+        metrics: kafka_metrics.consumer(&topics.decisions),
+    };
+    let routes = Routes::new(&topics, kafka_metrics);
+    Ok(Parts {
+        encoders: Encoders::new(ids).map_err(Error::Schema)?,
+        publisher: Publisher::new(kafka.idempotent_producer(), routes, metrics.clone()).map_err(Error::Producer)?,
+        consumer: Consumer::build(source.clone(), metrics.clone()).map_err(Error::Decisions)?,
+        lookup: start::Lookup::new(source.clone()).map_err(Error::Consumer)?,
+        source,
+        schemas,
+    })
+}
+
+struct Register<'a> {
+    registry: &'a Registry,
+    schemas: &'a mut BTreeMap<String, pb::GetSchemaResponse>,
+}
+
+impl Register<'_> {
+    /// Registers a record's schema for its topic and returns the registry's id.
+    fn schema<T: Record>(&mut self, topic: &str) -> Result<i32, Error> {
+        let subject = topics::value_subject(topic);
+        let id = self
+            .registry
+            .register(&subject, T::SCHEMA_JSON)
+            .map_err(Error::Registry)?;
+        self.registry
+            .set_compatibility(&subject, COMPATIBILITY)
+            .map_err(Error::Registry)?;
+        let id = i32::try_from(id).map_err(Error::SchemaId)?;
+        let schema_json = T::SCHEMA_JSON.to_owned();
+        self.schemas.insert(subject, pb::GetSchemaResponse { id, schema_json });
+        Ok(id)
+    }
+}

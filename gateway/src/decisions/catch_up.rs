@@ -1,0 +1,162 @@
+//! Owns the way back into the ring for a subscription that is behind it: a consumer of its own, on a thread that may block,
+//! which reads from the subscription's position until the ring has everything from there on.
+//!
+//! Comes between `route` and `subscribe` for as long as it lasts. What it reads waits in a short channel, so that a slow
+//! subscriber slows its own reader down and nobody else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::KafkaError;
+use sluice_kafka::error;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::cursor::Cursor;
+use super::decode::{Entry, Reader};
+use super::filter::Filter;
+use super::{Shared, consume, start};
+use crate::metrics::Counted;
+use crate::status::Failure;
+
+/// Steps that wait for the subscription.
+pub const STEPS: usize = 2;
+/// Records of a step.
+pub const STEP_RECORDS: usize = 512;
+/// How long a reader that finds nothing waits before it looks whether it is still wanted.
+pub const POLL_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// A stretch of the topic.
+#[derive(Debug)]
+pub struct Step {
+    /// What passed the filter.
+    pub entries: Vec<Arc<Entry>>,
+    /// The position after it.
+    pub cursor: Cursor,
+}
+
+/// The way back, as long as it lasts: the channel closes when the ring is reached.
+pub type Steps = mpsc::Receiver<Result<Step, Failure>>;
+
+struct CatchUp {
+    shared: Arc<Shared>,
+    consumer: BaseConsumer,
+    reader: Reader,
+    cursor: Cursor,
+    filter: Filter,
+    steps: mpsc::Sender<Result<Step, Failure>>,
+    /// Where the rings began when the reader did.
+    starts: Vec<i64>,
+}
+
+/// Starts a reader at the cursor. It ends when it reaches the ring, fails, or the receiver is dropped.
+pub fn begin(shared: Arc<Shared>, cursor: Cursor, filter: Filter, room: OwnedSemaphorePermit) -> Steps {
+    let (steps, receiver) = mpsc::channel(STEPS);
+    tokio::task::spawn_blocking(move || {
+        let _room = room;
+        let _reading = Counted::new(&shared.metrics.catch_ups);
+        let failed = steps.clone();
+        let result = CatchUp::build(shared, cursor, filter, steps).and_then(CatchUp::run);
+        if let Err(failure) = result {
+            // Where the subscription is gone, nobody needs to know.
+            drop(failed.blocking_send(Err(failure)));
+        }
+    });
+    receiver
+}
+
+impl CatchUp {
+    fn build(
+        shared: Arc<Shared>,
+        cursor: Cursor,
+        filter: Filter,
+        steps: mpsc::Sender<Result<Step, Failure>>,
+    ) -> Result<Self, Failure> {
+        let source = &shared.source;
+        // Before the first fetch, so that the end of a partition, once it is met, lies behind.
+        let starts = shared.router.starts();
+        let built = Reader::new(source.schema_id, source.registry.clone())
+            .map_err(|error| error.to_string())
+            .and_then(|reader| {
+                let consumer = source.consumer(&cursor.next).map_err(|error| error.to_string())?;
+                Ok((reader, consumer))
+            });
+        let (reader, consumer) = built.map_err(|error| {
+            tracing::error!(error, "a subscription cannot catch up");
+            start::unavailable()
+        })?;
+        Ok(Self {
+            shared,
+            consumer,
+            reader,
+            cursor,
+            filter,
+            steps,
+            starts,
+        })
+    }
+
+    fn run(mut self) -> Result<(), Failure> {
+        let mut entries = Vec::new();
+        while !self.steps.is_closed() && !self.shared.draining.is_cancelled() {
+            let mut timeout = POLL_TIMEOUT;
+            for _ in 0..STEP_RECORDS {
+                let Some(polled) = self.consumer.poll(timeout) else {
+                    break;
+                };
+                timeout = Duration::ZERO;
+                match polled {
+                    Ok(message) => match consume::read(&mut self.reader, &message, &self.shared.draining) {
+                        Ok(entry) => {
+                            let partition = usize::try_from(entry.partition).unwrap_or_default();
+                            let first = self.cursor.pass(partition, entry.offset, entry.decision.source_offset);
+                            if first && self.filter.passes(&entry.decision) {
+                                entries.push(Arc::new(entry));
+                            }
+                        }
+                        // Counted and logged once, by the decision loop that met it first.
+                        Err(error) => tracing::debug!(%error, "a decision cannot be read and is skipped"),
+                    },
+                    Err(KafkaError::PartitionEOF(partition)) => self.reached_end(partition),
+                    Err(error) => self.failed(error)?,
+                }
+            }
+            let arrived = self.has_arrived();
+            let step = Step {
+                entries: std::mem::take(&mut entries),
+                cursor: self.cursor.clone(),
+            };
+            if self.steps.blocking_send(Ok(step)).is_err() || arrived {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// There was nothing between the last record and where the ring began, whatever its offset.
+    fn reached_end(&mut self, partition: i32) {
+        let partition = usize::try_from(partition).unwrap_or_default();
+        let next = &mut self.cursor.next[partition];
+        *next = (*next).max(self.starts[partition]);
+    }
+
+    fn has_arrived(&self) -> bool {
+        let starts = self.shared.router.starts();
+        self.cursor.next.iter().zip(starts).all(|(next, start)| *next >= start)
+    }
+
+    fn failed(&self, error: KafkaError) -> Result<(), Failure> {
+        let error = error::Consumer::Poll(error);
+        self.shared.source.metrics.failed(&error);
+        if consume::is_out_of_range(error.kafka()) {
+            return Err(start::expired());
+        }
+        if error.is_fatal() {
+            tracing::error!(%error, "a subscription cannot catch up");
+            return Err(start::unavailable());
+        }
+        // The client library goes on trying.
+        tracing::debug!(%error, "reader of a subscription");
+        Ok(())
+    }
+}

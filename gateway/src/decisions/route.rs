@@ -1,0 +1,302 @@
+//! Owns the newest decisions of every partition, in rings of bounded length, and the bells that wake subscriptions.
+//!
+//! Comes after `decode` in the decision loop, which appends; subscriptions collect. Nobody waits for anybody here: who is
+//! slower than the ring turns has to catch up from the topic.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::cursor::Cursor;
+use super::decode::Entry;
+use super::filter::Filter;
+
+/// Decisions kept of each partition: several seconds at the target rate, about half a kilobyte each.
+pub const RING_DECISIONS: usize = 8_192;
+/// Decisions that one collection looks at under a ring's lock.
+pub const SCAN_DECISIONS: usize = 1_024;
+/// The high-watermark of a partition of which nothing was seen.
+const NOTHING: i64 = -1;
+
+/// The rings of all partitions, and the bells of all tenants that subscribed.
+pub struct Router {
+    rings: Vec<RwLock<Ring>>,
+    /// As many as there are tenants, of which the keys file has a fixed number.
+    bells: RwLock<HashMap<Arc<str>, watch::Sender<()>>>,
+    capacity: usize,
+}
+
+struct Ring {
+    entries: VecDeque<Arc<Entry>>,
+    /// From this offset on, all decisions are here.
+    start: i64,
+    /// Offset of the next decision to come.
+    next: i64,
+    /// Highest source offset so far.
+    high: i64,
+    /// The consumer met the end of the partition after the last record.
+    at_end: bool,
+}
+
+impl Ring {
+    const fn starting_at(offset: i64) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            start: offset,
+            next: offset,
+            high: NOTHING,
+            at_end: false,
+        }
+    }
+}
+
+/// What a collection found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Everything there is.
+    All,
+    /// As much as was asked for, or as one collection looks at; there may be more.
+    More,
+    /// The cursor is behind the ring of this partition.
+    Behind,
+}
+
+impl Router {
+    /// Empty rings that begin at these offsets.
+    pub fn new(starts: Vec<i64>) -> Self {
+        Self::with_capacity(starts, RING_DECISIONS)
+    }
+
+    fn with_capacity(starts: Vec<i64>, capacity: usize) -> Self {
+        Self {
+            rings: starts
+                .into_iter()
+                .map(|start| RwLock::new(Ring::starting_at(start)))
+                .collect(),
+            bells: RwLock::default(),
+            capacity,
+        }
+    }
+
+    /// Appends decisions in the order in which they were read, and wakes their tenants' subscriptions. Returns how many
+    /// were dropped because their source offset is not above the partition's highest.
+    pub fn append(&self, entries: impl IntoIterator<Item = Entry>) -> u64 {
+        let mut dropped = 0;
+        let mut woken: Vec<Arc<Entry>> = Vec::new();
+        for entry in entries {
+            let Some(ring) = self.ring(entry.partition) else {
+                continue;
+            };
+            let entry = Arc::new(entry);
+            let mut ring = ring.write();
+            ring.next = entry.offset + 1;
+            ring.at_end = false;
+            if entry.decision.source_offset <= ring.high {
+                dropped += 1;
+                continue;
+            }
+            ring.high = entry.decision.source_offset;
+            if ring.entries.len() == self.capacity
+                && let Some(oldest) = ring.entries.pop_front()
+            {
+                ring.start = oldest.offset + 1;
+            }
+            ring.entries.push_back(entry.clone());
+            if woken.iter().all(|known| known.decision.tenant != entry.decision.tenant) {
+                woken.push(entry);
+            }
+        }
+        let bells = self.bells.read();
+        for entry in woken {
+            if let Some(bell) = bells.get(entry.decision.tenant.as_str()) {
+                bell.send_replace(());
+            }
+        }
+        dropped
+    }
+
+    /// Passes over a record that is no decision.
+    pub fn skip(&self, partition: i32, offset: i64) {
+        if let Some(ring) = self.ring(partition) {
+            ring.write().next = offset + 1;
+        }
+    }
+
+    /// Begins a partition anew at `offset`, where records were lost or the topic was made again.
+    pub fn restart(&self, partition: i32, offset: i64) {
+        if let Some(ring) = self.ring(partition) {
+            *ring.write() = Ring::starting_at(offset);
+        }
+    }
+
+    /// Notes that there is nothing to read behind the last record, though offsets may follow: a transaction's marker has
+    /// one.
+    pub fn reached_end(&self, partition: i32) {
+        if let Some(ring) = self.ring(partition) {
+            ring.write().at_end = true;
+        }
+    }
+
+    /// How many records the partition's ring is behind the partition's end.
+    pub fn lag(&self, partition: i32, end: i64) -> i64 {
+        self.ring(partition).map_or(0, |ring| {
+            let ring = ring.read();
+            if ring.at_end { 0 } else { (end - ring.next).max(0) }
+        })
+    }
+
+    fn ring(&self, partition: i32) -> Option<&RwLock<Ring>> {
+        usize::try_from(partition)
+            .ok()
+            .and_then(|partition| self.rings.get(partition))
+    }
+
+    /// How many partitions there are.
+    pub fn partitions(&self) -> usize {
+        self.rings.len()
+    }
+
+    /// Where the next decision of each partition will be.
+    pub fn ends(&self) -> Vec<i64> {
+        self.rings.iter().map(|ring| ring.read().next).collect()
+    }
+
+    /// From where on each ring has all decisions.
+    pub fn starts(&self) -> Vec<i64> {
+        self.rings.iter().map(|ring| ring.read().start).collect()
+    }
+
+    /// Rings when a decision of the tenant was appended.
+    pub fn bell(&self, tenant: &Arc<str>) -> watch::Receiver<()> {
+        if let Some(bell) = self.bells.read().get(tenant) {
+            return bell.subscribe();
+        }
+        let mut bells = self.bells.write();
+        let bell = bells.entry(tenant.clone()).or_insert_with(|| watch::channel(()).0);
+        bell.subscribe()
+    }
+
+    /// Moves the cursor over what is there, and adds what passes the filter to `into`, up to `limit` entries in all.
+    pub fn collect(&self, cursor: &mut Cursor, filter: &Filter, limit: usize, into: &mut Vec<Arc<Entry>>) -> Found {
+        let mut found = Found::All;
+        for (partition, ring) in self.rings.iter().enumerate() {
+            let ring = ring.read();
+            let from = cursor.next[partition];
+            if from < ring.start {
+                return Found::Behind;
+            }
+            let first = ring.entries.partition_point(|entry| entry.offset < from);
+            let mut looked_at = 0;
+            for entry in ring.entries.range(first..) {
+                if into.len() >= limit || looked_at == SCAN_DECISIONS {
+                    found = Found::More;
+                    break;
+                }
+                looked_at += 1;
+                let decision = &entry.decision;
+                if cursor.pass(partition, entry.offset, decision.source_offset) && filter.passes(decision) {
+                    into.push(entry.clone());
+                }
+            }
+            if first + looked_at == ring.entries.len() {
+                cursor.next[partition] = from.max(ring.next);
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_proto::pb;
+
+    use super::super::filter::tests::decision;
+    use super::*;
+
+    fn entry(tenant: &str, partition: i32, offset: i64, source_offset: i64) -> Entry {
+        Entry {
+            partition,
+            offset,
+            decided_at_ms: 0,
+            traceparent: Box::default(),
+            decision: decision(tenant, "a", source_offset),
+        }
+    }
+
+    fn all_of(tenant: &str) -> Filter {
+        Filter::new(tenant.into(), pb::DecisionFilter::default()).expect("valid")
+    }
+
+    fn offsets(entries: &[Arc<Entry>]) -> Vec<(i32, i64)> {
+        entries.iter().map(|entry| (entry.partition, entry.offset)).collect()
+    }
+
+    #[test]
+    fn a_subscription_sees_each_decision_of_its_tenant_once() {
+        let router = Router::new(vec![10, 20]);
+        let mut cursor = Cursor::new(router.ends());
+        let mut seen = Vec::new();
+        let dropped = router.append([
+            entry("acme", 0, 10, 1),
+            entry("evil", 0, 11, 2),
+            entry("acme", 0, 13, 3),
+            entry("acme", 1, 20, 1),
+        ]);
+        assert_eq!(dropped, 0);
+        assert_eq!(router.collect(&mut cursor, &all_of("acme"), 10, &mut seen), Found::All);
+        assert_eq!(offsets(&seen), [(0, 10), (0, 13), (1, 20)]);
+        assert_eq!(cursor.next, [14, 21]);
+        seen.clear();
+        assert_eq!(router.collect(&mut cursor, &all_of("acme"), 10, &mut seen), Found::All);
+        assert!(seen.is_empty());
+    }
+
+    #[test]
+    fn a_source_offset_that_is_not_above_the_highest_is_dropped() {
+        let router = Router::new(vec![0]);
+        let mut cursor = Cursor::new(vec![0]);
+        let dropped = router.append([entry("acme", 0, 0, 5), entry("acme", 0, 1, 5), entry("acme", 0, 2, 4)]);
+        assert_eq!(dropped, 2);
+        let mut seen = Vec::new();
+        router.collect(&mut cursor, &all_of("acme"), 10, &mut seen);
+        assert_eq!(offsets(&seen), [(0, 0)]);
+        assert_eq!(cursor.next, [3]);
+    }
+
+    #[test]
+    fn credit_limits_a_collection_and_the_rest_stays() {
+        let router = Router::new(vec![0]);
+        router.append((0..5).map(|offset| entry("acme", 0, offset, offset)));
+        let mut cursor = Cursor::new(vec![0]);
+        let mut seen = Vec::new();
+        assert_eq!(router.collect(&mut cursor, &all_of("acme"), 2, &mut seen), Found::More);
+        assert_eq!((offsets(&seen), cursor.next[0]), (vec![(0, 0), (0, 1)], 2));
+        assert_eq!(router.collect(&mut cursor, &all_of("acme"), 9, &mut seen), Found::All);
+        assert_eq!((seen.len(), cursor.next[0]), (5, 5));
+    }
+
+    #[test]
+    fn who_is_slower_than_the_ring_is_behind() {
+        let router = Router::with_capacity(vec![0], 2);
+        let mut cursor = Cursor::new(vec![0]);
+        router.append((0..3).map(|offset| entry("acme", 0, offset, offset)));
+        assert_eq!(
+            router.collect(&mut cursor, &all_of("acme"), 9, &mut Vec::new()),
+            Found::Behind
+        );
+        assert_eq!((router.starts(), router.ends()), (vec![1], vec![3]));
+        router.restart(0, 100);
+        assert_eq!((router.starts(), router.ends()), (vec![100], vec![100]));
+    }
+
+    #[test]
+    fn a_bell_rings_for_its_tenant_only() {
+        let router = Router::new(vec![0]);
+        let (acme, evil) = (router.bell(&"acme".into()), router.bell(&"evil".into()));
+        router.append([entry("acme", 0, 0, 0)]);
+        assert!(acme.has_changed().expect("open"));
+        assert!(!evil.has_changed().expect("open"));
+    }
+}

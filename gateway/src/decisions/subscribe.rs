@@ -1,0 +1,350 @@
+//! The subscription loop: the driver of one subscribing stream. It collects decisions from the rings as far as the client's
+//! credit goes, and from `catch_up` while it is behind them.
+//!
+//! Comes after `service`, which made the stream. It owns the subscription's state and waits in one place.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use sluice_proto::pb::subscribe_request::Message as Request;
+use sluice_proto::pb::subscribe_response::Message as Response;
+use sluice_proto::pb::{self, ErrorCode};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::catch_up::{self, Steps};
+use super::cursor::{self, Cursor};
+use super::decode::Entry;
+use super::filter::Filter;
+use super::route::Found;
+use super::{Shared, start};
+use crate::auth::Caller;
+use crate::metrics::Counted;
+use crate::status::{self, Failure};
+
+/// Most decisions of one answer.
+pub const BATCH_DECISIONS: usize = 256;
+/// How long a subscription is silent before it tells how far it has come.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Answers that wait in the stream's channel.
+pub const RESPONSES: usize = 4;
+/// How long the last answer may take to be queued.
+pub const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a subscription's answers go.
+pub type Outbound = mpsc::Sender<Result<pb::SubscribeResponse, Status>>;
+
+/// Why a subscription is over.
+enum Over {
+    /// The client went away, or has said that it will send no more credit and has none left.
+    Gone,
+    /// The gateway shuts down.
+    Draining,
+    /// Something went wrong.
+    Failed(Failure),
+}
+
+impl From<Failure> for Over {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+struct Subscription {
+    shared: Arc<Shared>,
+    filter: Filter,
+    cursor: Cursor,
+    /// The position after what the client was sent, by partition.
+    delivered: Vec<i64>,
+    /// Decisions that wait for credit.
+    backlog: VecDeque<Arc<Entry>>,
+    credit: u64,
+    bell: watch::Receiver<()>,
+    steps: Option<Steps>,
+    /// There may be more in the rings than was collected.
+    more: bool,
+    /// The client has closed its side.
+    closed: bool,
+    last_sent: Instant,
+}
+
+/// Serves one stream to its end.
+pub async fn run<S>(shared: Arc<Shared>, caller: Caller, mut inbound: S, outbound: Outbound)
+where
+    S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
+{
+    let _open = Counted::new(&shared.metrics.subscribers);
+    let draining = shared.draining.clone();
+    let mut subscription = None;
+    let over = tokio::select! {
+        biased;
+        () = outbound.closed() => Over::Gone,
+        () = draining.cancelled() => Over::Draining,
+        over = serve(shared, caller, &mut subscription, &mut inbound, &outbound) => over,
+    };
+    let last = match over {
+        Over::Gone => return,
+        Over::Draining => match subscription {
+            Some(subscription) => Ok(response(Response::Drain(pb::SubscribeDrain {
+                deadline: prost_types::Duration::try_from(Duration::ZERO).ok(),
+                token: cursor::write(&subscription.delivered).into(),
+            }))),
+            None => Err(crate::ingest::draining()),
+        },
+        Over::Failed(failure) => {
+            tracing::info!(code = ?failure.code(), %failure, "subscription ended by an error");
+            Err(failure)
+        }
+    };
+    // A client that does not read its answers is not waited for.
+    let told = outbound.send(last.map_err(Status::from));
+    drop(tokio::time::timeout(LAST_WORD_TIMEOUT, told).await);
+}
+
+/// Opens the subscription and serves it. Cancel-safe: the subscription's state is the caller's.
+async fn serve<S>(
+    shared: Arc<Shared>,
+    caller: Caller,
+    place: &mut Option<Subscription>,
+    inbound: &mut S,
+    outbound: &Outbound,
+) -> Over
+where
+    S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
+{
+    let opened = match opening(inbound.next().await) {
+        Ok(open) => Subscription::open(shared, caller, open).await,
+        Err(over) => return over,
+    };
+    match opened {
+        Ok(subscription) => match place.insert(subscription).drive(inbound, outbound).await {
+            Ok(()) => Over::Gone,
+            Err(over) => over,
+        },
+        Err(failure) => Over::Failed(failure),
+    }
+}
+
+fn opening(request: Option<Result<pb::SubscribeRequest, Status>>) -> Result<pb::SubscribeOpen, Over> {
+    match request {
+        Some(Ok(pb::SubscribeRequest {
+            message: Some(Request::Open(open)),
+        })) => Ok(open),
+        Some(Ok(_)) => Err(Over::Failed(Failure::new(
+            ErrorCode::SessionNotOpen,
+            "the first message is not Open",
+            "send Open before anything else",
+        ))),
+        Some(Err(status)) => Err(status::unreadable_request(&status).map_or(Over::Gone, Over::Failed)),
+        None => Err(Over::Gone),
+    }
+}
+
+const fn response(message: Response) -> pb::SubscribeResponse {
+    pb::SubscribeResponse { message: Some(message) }
+}
+
+impl Subscription {
+    async fn open(shared: Arc<Shared>, caller: Caller, open: pb::SubscribeOpen) -> Result<Self, Failure> {
+        if !open.cursor.is_empty() {
+            return Err(no_cursors().field("open.cursor"));
+        }
+        let filter = Filter::new(caller.tenant, open.filter.unwrap_or_default())?;
+        // The bell first: what is appended from now on rings it.
+        let bell = shared.router.bell(filter.tenant());
+        let next = start::resolve(&shared, open.start).await?;
+        Ok(Self {
+            delivered: next.clone(),
+            cursor: Cursor::new(next),
+            filter,
+            backlog: VecDeque::new(),
+            credit: open.credit.into(),
+            bell,
+            steps: None,
+            more: true,
+            closed: false,
+            last_sent: Instant::now(),
+            shared,
+        })
+    }
+
+    async fn drive<S>(&mut self, inbound: &mut S, outbound: &Outbound) -> Result<(), Over>
+    where
+        S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
+    {
+        let ready = pb::SubscribeReady {
+            token: cursor::write(&self.delivered).into(),
+        };
+        self.send(outbound, Response::Ready(ready)).await?;
+        let mut timer = pin!(tokio::time::sleep_until(self.last_sent + PROGRESS_EVERY));
+        loop {
+            self.collect();
+            self.deliver(outbound).await?;
+            if self.closed && self.credit == 0 {
+                return Ok(());
+            }
+            let hungry = self.credit > 0 && self.backlog.is_empty();
+            let reads_steps = hungry && self.steps.is_some();
+            let reads_rings = hungry && self.steps.is_none() && self.more;
+            let behind = reads_rings && self.is_behind();
+            tokio::select! {
+                biased;
+                request = inbound.next(), if !self.closed => self.receive(request)?,
+                step = next_step(&mut self.steps), if reads_steps => self.take_step(step)?,
+                () = std::future::ready(()), if reads_rings && !behind => {}
+                room = self.shared.catch_ups.clone().acquire_owned(), if behind => {
+                    let room = room.map_err(|_| Over::Draining)?;
+                    let (cursor, filter) = (self.cursor.clone(), self.filter.clone());
+                    self.steps = Some(catch_up::begin(self.shared.clone(), cursor, filter, room));
+                }
+                rung = self.bell.changed(), if !behind => {
+                    rung.map_err(|_| Over::Gone)?;
+                    self.more = true;
+                }
+                () = &mut timer => {
+                    let now = Instant::now();
+                    if self.last_sent + PROGRESS_EVERY <= now {
+                        self.progress(outbound).await?;
+                    }
+                    timer.as_mut().reset(self.last_sent + PROGRESS_EVERY);
+                }
+            }
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        let starts = self.shared.router.starts();
+        self.cursor.next.iter().zip(starts).any(|(next, start)| *next < start)
+    }
+
+    /// Takes what the rings have, as far as credit goes.
+    fn collect(&mut self) {
+        if !self.more || self.steps.is_some() || !self.backlog.is_empty() || self.credit == 0 {
+            return;
+        }
+        let limit = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_DECISIONS);
+        let mut entries = Vec::new();
+        let found = self
+            .shared
+            .router
+            .collect(&mut self.cursor, &self.filter, limit, &mut entries);
+        self.more = found != Found::All;
+        self.backlog.extend(entries);
+        if self.backlog.is_empty() {
+            self.delivered.clone_from(&self.cursor.next);
+        }
+    }
+
+    /// Sends what waits, as far as credit goes.
+    async fn deliver(&mut self, outbound: &Outbound) -> Result<(), Over> {
+        while self.credit > 0 && !self.backlog.is_empty() {
+            let count = usize::try_from(self.credit)
+                .unwrap_or(usize::MAX)
+                .min(BATCH_DECISIONS)
+                .min(self.backlog.len());
+            let mut delivered = self.delivered.clone();
+            let mut decisions = Vec::with_capacity(count);
+            for entry in self.backlog.drain(..count) {
+                let partition = usize::try_from(entry.partition).ok();
+                if let Some(next) = partition.and_then(|partition| delivered.get_mut(partition)) {
+                    *next = entry.offset + 1;
+                }
+                decisions.push(entry.to_pb());
+            }
+            if self.backlog.is_empty() {
+                // Also past what did not pass the filter.
+                delivered.clone_from(&self.cursor.next);
+            }
+            let batch = pb::DecisionBatch {
+                decisions,
+                token: cursor::write(&delivered).into(),
+            };
+            self.send(outbound, Response::Batch(batch)).await?;
+            // Not before: a drain may have interrupted the sending, and then tells where this is.
+            self.delivered = delivered;
+            self.credit -= count as u64;
+            self.shared.metrics.delivered.inc_by(count as u64);
+        }
+        Ok(())
+    }
+
+    /// Tells how far the subscription has come, over what is not for it.
+    async fn progress(&mut self, outbound: &Outbound) -> Result<(), Over> {
+        self.more = true;
+        self.collect();
+        if self.backlog.is_empty() {
+            let progress = pb::Progress {
+                token: cursor::write(&self.delivered).into(),
+            };
+            return self.send(outbound, Response::Progress(progress)).await;
+        }
+        self.deliver(outbound).await
+    }
+
+    async fn send(&mut self, outbound: &Outbound, message: Response) -> Result<(), Over> {
+        let sent = outbound.send(Ok(response(message))).await;
+        self.last_sent = Instant::now();
+        sent.map_err(|_| Over::Gone)
+    }
+
+    fn take_step(&mut self, step: Option<Result<catch_up::Step, Failure>>) -> Result<(), Over> {
+        match step {
+            Some(step) => {
+                let step = step?;
+                self.cursor = step.cursor;
+                self.backlog.extend(step.entries);
+                if self.backlog.is_empty() {
+                    self.delivered.clone_from(&self.cursor.next);
+                }
+            }
+            None => {
+                self.steps = None;
+                self.more = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, request: Option<Result<pb::SubscribeRequest, Status>>) -> Result<(), Over> {
+        let invalid = |reason, remedy| Err(Failure::new(ErrorCode::RequestInvalid, reason, remedy).into());
+        match request {
+            Some(Ok(pb::SubscribeRequest { message })) => match message {
+                Some(Request::Credit(credit)) => {
+                    self.credit = self.credit.saturating_add(credit.decisions.into());
+                    Ok(())
+                }
+                Some(Request::Commit(_)) => Err(no_cursors().field("commit").into()),
+                Some(Request::Open(_)) => invalid(
+                    "the subscription is open already",
+                    "send Open as the first message only",
+                ),
+                None => invalid("the message has no content", "set one of open, credit, commit"),
+            },
+            Some(Err(status)) => Err(status::unreadable_request(&status).map_or(Over::Gone, Over::Failed)),
+            // What credit is left is still served.
+            None => {
+                self.closed = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn next_step(steps: &mut Option<Steps>) -> Option<Result<catch_up::Step, Failure>> {
+    match steps {
+        Some(steps) => steps.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn no_cursors() -> Failure {
+    Failure::new(
+        ErrorCode::Unimplemented,
+        "named cursors are not served by this version",
+        "keep the token of the newest batch, and open with it",
+    )
+}

@@ -1,0 +1,106 @@
+//! Owns the unary way in: one event, answered when it is stored. It is a driver like the session loop, without a session:
+//! where that waits for room, this refuses and says when to try again.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use sluice_kafka::telemetry::SpanKind;
+use sluice_proto::pb::{self, ErrorCode};
+use tokio::sync::oneshot;
+
+use super::ack::Fate;
+use super::encode::Scratch;
+use super::publish::{Origin, Recipient};
+use super::{Shared, decode};
+use crate::auth::Caller;
+use crate::quota;
+use crate::status::Failure;
+
+/// When a caller should try again after Kafka's queue or the gate was full.
+pub const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// The quota that is spent when too many calls wait for Kafka, or its queue is full.
+pub const CALLS_IN_FLIGHT: &str = "gateway.calls_in_flight";
+
+/// Publishes one event and waits for its delivery report. When the call is cancelled the event may be stored.
+///
+/// # Errors
+/// What a status is made of.
+pub async fn publish_one(
+    shared: &Shared,
+    caller: &Caller,
+    traceparent: Option<&str>,
+    event: Option<pb::Event>,
+) -> Result<pb::Position, Failure> {
+    let waiting = hand_over(shared, caller, traceparent, event).inspect_err(|failure| {
+        shared.metrics.rejected(failure.code());
+    })?;
+    match waiting.await {
+        Ok(Fate::Stored(position)) => Ok(position),
+        Ok(Fate::Failed(failure)) => Err(*failure),
+        // Every record is reported, also when its producer is dropped.
+        Err(_) => Err(Failure::new(
+            ErrorCode::Internal,
+            "the delivery report was lost",
+            "publish the event again, with the same event_id",
+        )),
+    }
+}
+
+fn hand_over(
+    shared: &Shared,
+    caller: &Caller,
+    traceparent: Option<&str>,
+    event: Option<pb::Event>,
+) -> Result<oneshot::Receiver<Fate>, Failure> {
+    if shared.draining.is_cancelled() {
+        return Err(super::draining());
+    }
+    let event = event.ok_or_else(|| {
+        Failure::new(ErrorCode::RequestInvalid, "is missing", "send the event to publish").field("event")
+    })?;
+    if let Err(spent) = shared.quotas.take(&caller.tenant, 1) {
+        let remedy = "wait, or publish over a session, which waits for you";
+        let failure = Failure::new(ErrorCode::QuotaExceeded, "the tenant's quota is spent", remedy);
+        return Err(failure.quota(quota::EVENTS_PER_SECOND).retry_after(spent.retry_after));
+    }
+    let checked = decode::decoded(event, &caller.tenant, (shared.clock)())?;
+    let mut scratch = Scratch::default();
+    let record = shared
+        .encoders
+        .encode(&checked, &caller.tenant, &mut scratch)
+        .map_err(super::unencodable)?;
+    let mut span = shared
+        .tracer
+        .start("publish", SpanKind::Producer, traceparent, SystemTime::now());
+    let own = span.as_ref().map(|span| span.traceparent());
+    let origin = Origin {
+        tenant: &caller.tenant,
+        producer: None,
+        traceparent: own.as_deref().or(traceparent),
+    };
+    let permit = shared.gate.admit(record.payload.len()).ok_or_else(busy)?;
+    let (report, waiting) = oneshot::channel();
+    let sent = shared
+        .publisher
+        .sender()
+        .send(&record, &origin, permit, Recipient::Call(report), Instant::now());
+    if let Some(span) = &mut span {
+        span.set("messaging.system", "kafka");
+    }
+    match sent {
+        Ok(()) => {
+            shared.metrics.accepted.inc();
+            Ok(waiting)
+        }
+        Err(refused) => Err(refused.failure.map_or_else(busy, |failure| *failure)),
+    }
+}
+
+fn busy() -> Failure {
+    Failure::new(
+        ErrorCode::QuotaExceeded,
+        "too many events wait for kafka",
+        "wait, or publish over a session, which waits for you",
+    )
+    .quota(CALLS_IN_FLIGHT)
+    .retry_after(RETRY_AFTER)
+}

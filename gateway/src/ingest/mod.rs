@@ -1,0 +1,65 @@
+//! Taking events in. The session loop in `session` drives the stages in this order: `admit` (room in the window, room in
+//! the quota), `decode` (bytes to a checked event), `encode` (the event to a record), `publish` (the record to Kafka).
+//! Delivery reports come back through `ack`, which tells the client what is stored, and free the room.
+
+pub mod ack;
+pub mod admit;
+pub mod call;
+pub mod decode;
+pub mod encode;
+pub mod publish;
+pub mod sequence;
+pub mod session;
+pub mod token;
+
+use std::sync::Arc;
+
+use sluice_kafka::telemetry::Tracer;
+use sluice_proto::avro::EncodeError;
+use sluice_proto::pb::ErrorCode;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::quota::Quotas;
+use crate::status::Failure;
+
+/// What every session and call shares.
+pub struct Shared {
+    /// Events to records.
+    pub encoders: encode::Encoders,
+    /// Records to Kafka.
+    pub publisher: publish::Publisher,
+    /// Tenants' quotas.
+    pub quotas: Arc<Quotas>,
+    /// Room for unary calls.
+    pub gate: admit::Gate,
+    /// The gateway's metrics.
+    pub metrics: Metrics,
+    /// Spans of sampled payments.
+    pub tracer: Tracer,
+    /// Cancelled when the gateway begins to drain.
+    pub draining: CancellationToken,
+    /// Events of one session that may be unacknowledged.
+    pub max_in_flight_events: u32,
+    /// The time in microseconds since the Unix epoch.
+    pub clock: fn() -> i64,
+}
+
+/// The gateway takes no new events.
+pub(crate) fn draining() -> Failure {
+    Failure::new(
+        ErrorCode::Draining,
+        "the gateway is shutting down",
+        "connect again, to another instance where there is one",
+    )
+}
+
+/// An event that was checked does not fit its schema: a defect of ours, logged here because a client cannot act on it.
+fn unencodable(error: EncodeError) -> Failure {
+    tracing::error!(%error, "a checked event cannot be encoded");
+    Failure::new(
+        ErrorCode::Internal,
+        "the event cannot be encoded",
+        "report this as a defect of the gateway",
+    )
+}

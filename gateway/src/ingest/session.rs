@@ -1,0 +1,553 @@
+//! The session loop: the driver of one publishing stream. It reads requests as long as there is room, hands each event
+//! through `decode`, `encode` and `publish`, collects delivery reports, and sends acks and credit.
+//!
+//! Comes after `service`, which made the stream. It owns all of the session's state and waits in one place.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, StreamExt};
+use sluice_kafka::telemetry::SpanKind;
+use sluice_proto::pb::publish_request::Message as Request;
+use sluice_proto::pb::publish_response::Message as Response;
+use sluice_proto::pb::{self, ErrorCode};
+use sluice_proto::{bounds, validate, wire};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::ack::{self, Acks, Fate, Settled, Settlements};
+use super::admit::{Permit, Window};
+use super::encode::Scratch;
+use super::publish::{Origin, Recipient, Sender};
+use super::sequence::{self, Sequence};
+use super::token::{self, Owner};
+use super::{Shared, decode};
+use crate::auth::Caller;
+use crate::metrics::Counted;
+use crate::quota;
+use crate::status::{self, Failure};
+
+/// How long settled events wait for others to share an ack with: the resolution of the timer.
+pub const ACK_DELAY: Duration = Duration::from_millis(1);
+/// How long a session rests when Kafka's queue is full and no report has come.
+pub const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(5);
+/// A wait for the quota that is at least this long is told to the client.
+pub const THROTTLE_FROM: Duration = Duration::from_millis(10);
+/// How long a session is silent before it says that it is alive.
+pub const PING_EVERY: Duration = Duration::from_secs(15);
+/// How long a session that ends with an error waits for the fate of what it has taken.
+pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a session that is asked to drain still acknowledges.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// Answers that wait in the stream's channel.
+pub const RESPONSES: usize = 64;
+/// Answers that wait behind the channel before the session stops reading.
+const OUTBOX: usize = 1_024;
+/// Requests that are read in a row before the session looks at anything else.
+const READ_AHEAD: usize = 32;
+
+/// Where a session's answers go.
+pub type Outbound = mpsc::Sender<Result<pb::PublishResponse, Status>>;
+
+/// The client went away: there is nobody to tell anything.
+struct Gone;
+
+/// How a session ends, once everything it took is settled or the time is up.
+struct End {
+    failure: Option<Failure>,
+    deadline: Option<Instant>,
+}
+
+/// A batch that is not through yet.
+struct Batch {
+    first: u64,
+    events: Vec<Bytes>,
+    /// Index of the next event to be handled.
+    next: usize,
+    /// Events that the quota does not cover yet.
+    uncovered: u32,
+}
+
+/// Why the stream is not read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Withheld {
+    Credit,
+    Quota,
+}
+
+struct Session {
+    shared: Arc<Shared>,
+    caller: Caller,
+    traceparent: Option<String>,
+    producer_id: String,
+    epoch: u64,
+    epoch_text: String,
+    sequence: Sequence,
+    window: Window,
+    settlements: Arc<Settlements>,
+    settled: Vec<Settled>,
+    acks: Acks,
+    outbox: VecDeque<Response>,
+    batch: Option<Batch>,
+    /// When to go on with the batch, and why not before.
+    hold: Option<(Instant, Withheld)>,
+    withheld: Option<(Instant, Withheld)>,
+    flush_at: Option<Instant>,
+    last_sent: Instant,
+    end: Option<End>,
+    scratch: Scratch,
+}
+
+/// Serves one stream to its end.
+pub async fn run<S>(
+    shared: Arc<Shared>,
+    caller: Caller,
+    traceparent: Option<String>,
+    mut inbound: S,
+    outbound: Outbound,
+) where
+    S: Stream<Item = Result<pb::PublishRequest, Status>> + Unpin,
+{
+    let _open = Counted::new(&shared.metrics.sessions);
+    let first = tokio::select! {
+        biased;
+        () = outbound.closed() => return,
+        () = shared.draining.cancelled() => Err(Some(super::draining())),
+        request = inbound.next() => opening(request),
+    };
+    let session = match first {
+        Ok(open) => Session::open(shared, caller, traceparent, open),
+        Err(failure) => Err(failure),
+    };
+    let failure = match session {
+        Ok(mut session) => match session.drive(&mut inbound, &outbound).await {
+            Ok(failure) => failure,
+            Err(Gone) => return,
+        },
+        Err(failure) => failure,
+    };
+    if let Some(failure) = failure {
+        tracing::info!(code = ?failure.code(), %failure, "session ended by an error");
+        // A client that does not read its answers is not waited for.
+        let told = outbound.send(Err(failure.into()));
+        drop(tokio::time::timeout(SETTLE_TIMEOUT, told).await);
+    }
+}
+
+/// The first request, which must be Open; `None` where there is nobody to tell what is wrong.
+fn opening(request: Option<Result<pb::PublishRequest, Status>>) -> Result<pb::PublishOpen, Option<Failure>> {
+    match request {
+        Some(Ok(pb::PublishRequest {
+            message: Some(Request::Open(open)),
+        })) => Ok(open),
+        Some(Ok(_)) => Err(Some(Failure::new(
+            ErrorCode::SessionNotOpen,
+            "the first message is not Open",
+            "send Open with a producer_id before the first batch",
+        ))),
+        Some(Err(status)) => Err(status::unreadable_request(&status)),
+        None => Err(None),
+    }
+}
+
+impl Session {
+    fn open(
+        shared: Arc<Shared>,
+        caller: Caller,
+        traceparent: Option<String>,
+        open: pb::PublishOpen,
+    ) -> Result<Self, Option<Failure>> {
+        validate::producer_id(&open.producer_id).map_err(|violation| {
+            let failure = Failure::new(ErrorCode::SessionNotOpen, violation.reason, violation.remedy);
+            Some(failure.field(violation.field))
+        })?;
+        let owner = Owner {
+            tenant: &caller.tenant,
+            producer_id: &open.producer_id,
+            epoch: open.epoch,
+        };
+        let next = if open.resume_token.is_empty() {
+            sequence::FIRST
+        } else {
+            token::read(&open.resume_token, owner)?
+        };
+        let in_flight = match open.max_in_flight {
+            0 => shared.max_in_flight_events,
+            asked => asked.min(shared.max_in_flight_events),
+        };
+        let window = Window::new(in_flight);
+        let ready = pb::PublishReady {
+            next_sequence: next,
+            credit: Some(window.initial_credit()),
+            limits: Some(pb::Limits {
+                max_event_bytes: bounds::MAX_EVENT_BYTES as u32,
+                max_batch_events: bounds::MAX_BATCH_EVENTS as u32,
+                max_request_bytes: bounds::MAX_REQUEST_BYTES as u32,
+                max_in_flight: in_flight,
+            }),
+        };
+        Ok(Self {
+            shared,
+            caller,
+            traceparent,
+            epoch_text: open.epoch.to_string(),
+            producer_id: open.producer_id,
+            epoch: open.epoch,
+            sequence: Sequence::starting_at(next),
+            window,
+            settlements: Arc::default(),
+            settled: Vec::new(),
+            acks: Acks::new(next, open.want_positions),
+            outbox: VecDeque::from([Response::Ready(ready)]),
+            batch: None,
+            hold: None,
+            withheld: None,
+            flush_at: None,
+            last_sent: Instant::now(),
+            end: None,
+            scratch: Scratch::default(),
+        })
+    }
+
+    /// Works until the session is over, and says how it ends.
+    async fn drive<S>(&mut self, inbound: &mut S, outbound: &Outbound) -> Result<Option<Failure>, Gone>
+    where
+        S: Stream<Item = Result<pb::PublishRequest, Status>> + Unpin,
+    {
+        let shared = self.shared.clone();
+        let settlements = self.settlements.clone();
+        let mut draining = pin!(shared.draining.cancelled());
+        let mut timer = pin!(tokio::time::sleep_until(Instant::now()));
+        loop {
+            let now = Instant::now();
+            self.work(now);
+            self.post(outbound)?;
+            if self.is_over(now) {
+                self.measure(now, None);
+                return Ok(self.end.take().and_then(|end| end.failure));
+            }
+            self.measure(now, self.reason());
+            let wake_at = self.wake_at();
+            if timer.deadline() != wake_at {
+                timer.as_mut().reset(wake_at);
+            }
+            tokio::select! {
+                biased;
+                () = outbound.closed() => return Err(Gone),
+                () = &mut draining, if self.end.is_none() => self.drain(),
+                room = outbound.reserve(), if !self.outbox.is_empty() => {
+                    let room = room.map_err(|_| Gone)?;
+                    if let Some(response) = self.outbox.pop_front() {
+                        room.send(Ok(pb::PublishResponse { message: Some(response) }));
+                        self.last_sent = now;
+                    }
+                }
+                () = settlements.rung(), if self.flush_at.is_none() => {
+                    self.flush_at = Some(Instant::now() + ACK_DELAY);
+                }
+                request = inbound.next(), if self.reads() => {
+                    self.receive(request);
+                    // What has already arrived is taken without going round the loop for each.
+                    for _ in 1..READ_AHEAD {
+                        if !self.reads() {
+                            break;
+                        }
+                        let Some(request) = inbound.next().now_or_never() else { break };
+                        self.receive(request);
+                    }
+                }
+                () = &mut timer => {}
+            }
+        }
+    }
+
+    /// Whether the stream is read: not while the client is out of credit, so that HTTP/2 holds it.
+    fn reads(&self) -> bool {
+        self.end.is_none() && self.batch.is_none() && self.window.is_open() && self.outbox.len() < OUTBOX
+    }
+
+    fn reason(&self) -> Option<Withheld> {
+        match self.hold {
+            Some((_, why)) => Some(why),
+            None if !self.window.is_open() => Some(Withheld::Credit),
+            None => None,
+        }
+    }
+
+    /// Adds up how long the client was held back, and by what.
+    fn measure(&mut self, now: Instant, reason: Option<Withheld>) {
+        if self.withheld.map(|(_, why)| why) == reason {
+            return;
+        }
+        if let Some((since, why)) = self.withheld {
+            let metric = match why {
+                Withheld::Credit => &self.shared.metrics.credit_withheld,
+                Withheld::Quota => &self.shared.metrics.quota_withheld,
+            };
+            metric.inc_by((now - since).as_secs_f64());
+        }
+        self.withheld = reason.map(|why| (now, why));
+    }
+
+    /// Does everything that can be done without waiting.
+    fn work(&mut self, now: Instant) {
+        if self.flush_at.is_some_and(|due| due <= now) && self.outbox.is_empty() {
+            self.collect();
+        }
+        if self.hold.is_none_or(|(until, _)| until <= now) {
+            self.hold = None;
+            self.publish(now);
+        }
+        if self.outbox.is_empty() && self.last_sent + PING_EVERY <= now {
+            self.outbox.push_back(Response::Ping(pb::Ping {}));
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let flush_at = self.flush_at.filter(|_| self.outbox.is_empty());
+        let hold = self.hold.map(|(until, _)| until);
+        let end = self.end.as_ref().and_then(|end| end.deadline);
+        [flush_at, hold, end]
+            .into_iter()
+            .flatten()
+            .fold(self.last_sent + PING_EVERY, Instant::min)
+    }
+
+    /// Sends what the channel has room for.
+    fn post(&mut self, outbound: &Outbound) -> Result<(), Gone> {
+        while !self.outbox.is_empty() {
+            match outbound.try_reserve() {
+                Ok(room) => {
+                    let message = self.outbox.pop_front();
+                    room.send(Ok(pb::PublishResponse { message }));
+                    self.last_sent = Instant::now();
+                }
+                Err(mpsc::error::TrySendError::Full(())) => break,
+                Err(mpsc::error::TrySendError::Closed(())) => return Err(Gone),
+            }
+        }
+        Ok(())
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.end.as_ref().is_some_and(|end| {
+            let settled = self.batch.is_none() && self.window.is_idle() && self.outbox.is_empty();
+            settled || end.deadline.is_some_and(|deadline| deadline <= now)
+        })
+    }
+
+    fn receive(&mut self, request: Option<Result<pb::PublishRequest, Status>>) {
+        let invalid = |reason, remedy| Failure::new(ErrorCode::RequestInvalid, reason, remedy);
+        let failure = match request {
+            // The client has said everything; its events are still to be settled.
+            None => {
+                self.end = Some(End {
+                    failure: None,
+                    deadline: None,
+                });
+                return;
+            }
+            Some(Ok(pb::PublishRequest { message: Some(message) })) => match message {
+                Request::Batch(batch) => match self.take(batch) {
+                    Ok(()) => return,
+                    Err(failure) => Some(failure),
+                },
+                Request::Open(_) => Some(invalid(
+                    "the session is open already",
+                    "send Open as the first message only",
+                )),
+            },
+            Some(Ok(pb::PublishRequest { message: None })) => {
+                Some(invalid("the message has no content", "set one of open, batch"))
+            }
+            Some(Err(status)) => status::unreadable_request(&status),
+        };
+        self.batch = None;
+        self.end = Some(End {
+            failure,
+            deadline: Some(Instant::now() + SETTLE_TIMEOUT),
+        });
+    }
+
+    /// Takes a batch: what came before is acknowledged as such, the rest goes on its way.
+    fn take(&mut self, batch: wire::EventBatch) -> Result<(), Failure> {
+        let plan = self.sequence.take(batch.first_sequence, batch.events.len())?;
+        if let Some(duplicates) = plan.duplicates {
+            for event in &batch.events[..plan.skip] {
+                // The client spent credit on them, which it gets back.
+                let permit = self.window.admit(event.len());
+                self.window.release(permit);
+            }
+            let ack = ack::duplicate(*duplicates.start(), *duplicates.end());
+            self.outbox.push_back(Response::Ack(ack));
+            self.grant();
+        }
+        if plan.fresh > 0 {
+            self.batch = Some(Batch {
+                first: batch.first_sequence,
+                events: batch.events,
+                next: plan.skip,
+                uncovered: plan.fresh as u32,
+            });
+            self.publish(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Goes on with the batch until it is through, the quota is spent or Kafka's queue is full.
+    fn publish(&mut self, now: Instant) {
+        let Some(mut batch) = self.batch.take() else { return };
+        if let Err(spent) = self.shared.quotas.take(&self.caller.tenant, batch.uncovered) {
+            batch.uncovered = spent.left;
+            self.batch = Some(batch);
+            self.hold = Some((now + spent.retry_after, Withheld::Quota));
+            if spent.retry_after >= THROTTLE_FROM {
+                self.outbox.push_back(Response::Throttle(pb::Throttle {
+                    quota: quota::EVENTS_PER_SECOND.to_owned(),
+                    retry_after: prost_types::Duration::try_from(spent.retry_after).ok(),
+                }));
+            }
+            return;
+        }
+        batch.uncovered = 0;
+        let shared = self.shared.clone();
+        let sender = shared.publisher.sender();
+        let now_us = (shared.clock)();
+        let mut span = shared.tracer.start(
+            "publish",
+            SpanKind::Producer,
+            self.traceparent.as_deref(),
+            SystemTime::now(),
+        );
+        let own = span.as_ref().map(|span| span.traceparent());
+        let from = batch.next;
+        while let Some(event) = batch.events.get(batch.next) {
+            let sequence = batch.first + batch.next as u64;
+            let permit = self.window.admit(event.len());
+            if let Err(permit) = self.hand_over(&sender, own.as_deref(), sequence, event, permit, (now, now_us)) {
+                self.window.cancel(permit);
+                self.hold = Some((now + FULL_QUEUE_PAUSE, Withheld::Credit));
+                break;
+            }
+            batch.next += 1;
+        }
+        if let Some(span) = &mut span {
+            span.set("messaging.system", "kafka");
+            span.set("messaging.batch.message_count", (batch.next - from) as i64);
+        }
+        if batch.next < batch.events.len() {
+            self.batch = Some(batch);
+        }
+    }
+
+    /// Takes one event through the stages. Gives the permit back where Kafka's queue is full.
+    fn hand_over(
+        &mut self,
+        sender: &Sender<'_>,
+        own_trace: Option<&str>,
+        sequence: u64,
+        event: &Bytes,
+        permit: Permit,
+        (now, now_us): (Instant, i64),
+    ) -> Result<(), Permit> {
+        let shared = &self.shared;
+        let tenant = &self.caller.tenant;
+        let checked = decode::event(event, tenant, now_us);
+        let record = checked.and_then(|event| {
+            let record = shared.encoders.encode(&event, tenant, &mut self.scratch);
+            record.map_err(super::unencodable)
+        });
+        let refusal = match record {
+            Ok(record) => {
+                let origin = Origin {
+                    tenant,
+                    producer: Some((&self.producer_id, &self.epoch_text)),
+                    traceparent: own_trace.or(self.traceparent.as_deref()),
+                };
+                let to = Recipient::Session {
+                    settlements: self.settlements.clone(),
+                    sequence,
+                };
+                match sender.send(&record, &origin, permit, to, now.into_std()) {
+                    Ok(()) => {
+                        shared.metrics.accepted.inc();
+                        return Ok(());
+                    }
+                    Err(refused) => match refused.failure {
+                        None => return Err(refused.delivery.permit),
+                        Some(failure) => (refused.delivery.permit, failure),
+                    },
+                }
+            }
+            Err(failure) => (permit, Box::new(failure)),
+        };
+        let (permit, failure) = refusal;
+        shared.metrics.rejected(failure.code());
+        self.settled.push(Settled {
+            sequence,
+            permit,
+            sent: None,
+            fate: Fate::Failed(failure),
+        });
+        self.flush_at.get_or_insert(now + ACK_DELAY);
+        Ok(())
+    }
+
+    /// Turns what is settled into acks and credit. The last ack carries the token for all of them.
+    fn collect(&mut self) {
+        self.flush_at = None;
+        self.settlements.collect(&mut self.settled);
+        if self.settled.is_empty() {
+            return;
+        }
+        let mut acks = self.acks.coalesce(&mut self.settled);
+        if let Some(last) = acks.last_mut() {
+            last.resume_token = self.token().into();
+        }
+        self.outbox.extend(acks.into_iter().map(Response::Ack));
+        let now = std::time::Instant::now();
+        for event in self.settled.drain(..) {
+            if let Some(sent) = event.sent {
+                self.shared.metrics.ack_latency.observe(now - sent);
+            }
+            self.window.release(event.permit);
+        }
+        self.grant();
+    }
+
+    fn grant(&mut self) {
+        if self.end.is_none()
+            && let Some(credit) = self.window.grant()
+        {
+            self.outbox.push_back(Response::Credit(credit));
+        }
+    }
+
+    fn token(&self) -> Vec<u8> {
+        let owner = Owner {
+            tenant: &self.caller.tenant,
+            producer_id: &self.producer_id,
+            epoch: self.epoch,
+        };
+        token::write(owner, self.acks.floor())
+    }
+
+    /// Takes nothing more, and ends when everything taken is settled. What was read and not handed to Kafka is as if it
+    /// had not been read.
+    fn drain(&mut self) {
+        self.batch = None;
+        self.hold = None;
+        self.outbox.push_back(Response::Drain(pb::Drain {
+            deadline: prost_types::Duration::try_from(DRAIN_TIMEOUT).ok(),
+            resume_token: self.token().into(),
+        }));
+        self.end = Some(End {
+            failure: None,
+            deadline: Some(Instant::now() + DRAIN_TIMEOUT),
+        });
+    }
+}

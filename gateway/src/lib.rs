@@ -1,0 +1,15 @@
+//! The gateway: takes events in over gRPC and stores them in Kafka (`ingest`), reads the decisions and gives them out
+//! (`decisions`). `connect` reaches the other parts, `server` serves and drains; `service` is the gRPC surface.
+
+pub mod accept;
+pub mod auth;
+pub mod config;
+pub mod connect;
+pub mod decisions;
+pub mod health;
+pub mod ingest;
+pub mod metrics;
+pub mod quota;
+pub mod server;
+pub mod service;
+pub mod status;

@@ -1,0 +1,306 @@
+//! The gateway as a component: `build` binds the ports and makes the parts, `run` serves until it is told to drain.
+//!
+//! Comes after `config`; it owns the tower stack, the order of the start and the order of the end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::registry::Registry;
+use sluice_kafka::serve::AdminServer;
+use sluice_kafka::telemetry::Tracer;
+use sluice_proto::bounds::MAX_REQUEST_BYTES;
+use sluice_proto::pb::decision_service_server::DecisionServiceServer;
+use sluice_proto::pb::ingest_service_server::IngestServiceServer;
+use sluice_proto::pb::schema_service_server::SchemaServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
+
+use crate::auth::{self, Keys};
+use crate::config::Config;
+use crate::connect::{self, Parts, connect};
+use crate::decisions::consume::Consumer;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::quota::{FORGET_EVERY, Quotas};
+use crate::service::{Decisions, Ingest, Schemas};
+use crate::{accept, decisions, ingest};
+
+/// Streams that one connection may have open.
+pub const MAX_STREAMS: u32 = 256;
+/// Bytes that a client may send on a stream before the gateway has read them. Two thousand usual events: enough for a
+/// session to be busy, little enough for 256 of them to fit the connection's window.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1_024;
+/// The same over all streams of a connection: one that is not read must not keep the others from sending.
+pub const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
+/// Largest HTTP/2 frame: a batch of 64 events in one.
+pub const MAX_FRAME_BYTES: u32 = 64 * 1_024;
+/// Largest header list of a request.
+pub const MAX_HEADER_LIST_BYTES: u32 = 16 * 1_024;
+/// How often a connection is asked whether it is alive.
+pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+/// How long its answer may take.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a drain may take, from the signal to the end of the process.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
+/// The part of it that is kept for the producer's last deliveries.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port is in use, or an address is not this machine's.
+    #[error("cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The API keys.
+    #[error(transparent)]
+    Keys(#[from] auth::Error),
+    /// Kafka or the registry.
+    #[error(transparent)]
+    Connect(#[from] connect::Error),
+    /// The gRPC server.
+    #[error("cannot serve: {0}")]
+    Serve(String),
+}
+
+/// The gateway, bound and connected.
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    admin: AdminServer,
+    registry: Registry,
+    kafka_metrics: sluice_kafka::Metrics,
+    keys: Arc<Keys>,
+    ingest: Arc<ingest::Shared>,
+    decisions: Arc<decisions::Shared>,
+    consumer: Consumer,
+    schemas: Schemas,
+    draining: CancellationToken,
+}
+
+impl Server {
+    /// Binds the ports, then makes every part.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn build(config: Config, tracer: Tracer) -> Result<Self, Error> {
+        let keys = Arc::new(Keys::load(config.api_keys.as_deref(), config.listen)?);
+        let refused = |addr| move |source| Error::Listen { addr, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
+        let admin = AdminServer::bind(config.admin_listen).map_err(refused(config.admin_listen))?;
+        let mut registry = Registry::default();
+        let kafka_metrics = sluice_kafka::Metrics::register(&mut registry);
+        let metrics = Metrics::register(&mut registry);
+        let parts = {
+            let (config, kafka_metrics, metrics) = (config.clone(), kafka_metrics.clone(), metrics.clone());
+            tokio::task::spawn_blocking(move || connect(&config, &kafka_metrics, &metrics))
+        };
+        let parts = parts.await.map_err(|error| Error::Serve(error.to_string()))??;
+        let Parts {
+            encoders,
+            publisher,
+            consumer,
+            source,
+            lookup,
+            schemas,
+        } = parts;
+        let draining = CancellationToken::new();
+        let ingest = ingest::Shared {
+            encoders,
+            publisher,
+            quotas: Arc::new(Quotas::new(config.quota_events_per_s, config.quota_burst_events)),
+            gate: ingest::admit::Gate::default(),
+            metrics: metrics.clone(),
+            tracer,
+            draining: draining.clone(),
+            max_in_flight_events: config.max_in_flight_events,
+            clock: unix_micros,
+        };
+        let decisions = decisions::Shared {
+            router: consumer.router(),
+            source,
+            lookup: Arc::new(lookup),
+            catch_ups: Arc::new(Semaphore::new(decisions::MAX_CATCH_UPS)),
+            metrics,
+            draining: draining.clone(),
+        };
+        Ok(Self {
+            config,
+            listener,
+            admin,
+            registry,
+            kafka_metrics,
+            keys,
+            ingest: Arc::new(ingest),
+            decisions: Arc::new(decisions),
+            consumer,
+            schemas: Schemas(schemas),
+            draining,
+        })
+    }
+
+    /// Serves until the first signal, then drains: no new events, everything in flight acknowledged, streams ended. A
+    /// second signal or [`DRAIN_DEADLINE`] ends it where it stands.
+    ///
+    /// # Errors
+    /// [`Error::Serve`].
+    pub async fn run(self, mut signals: mpsc::Receiver<()>) -> Result<(), Error> {
+        let internal = |error: &dyn std::fmt::Display| Error::Serve(error.to_string());
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let (ingest, draining) = (self.ingest.clone(), self.draining);
+        let health = Health::watch(ingest.clone(), self.decisions.clone(), &self.kafka_metrics);
+        let health = health.map_err(|error| internal(&error))?;
+        let open = health.routes().map_err(|error| internal(&error))?;
+        let following = tokio::spawn(health.follow(draining.clone()));
+        let decision_loop = {
+            let (consumer, stop) = (self.consumer, stop.clone());
+            tokio::task::spawn_blocking(move || consumer.run(&stop))
+        };
+        let readiness = health.readiness(draining.clone());
+        let admin = tokio::spawn(
+            self.admin
+                .run(Arc::new(self.registry), readiness, stop.clone().cancelled_owned()),
+        );
+        let forget = tokio::spawn(forget_idle(ingest.quotas.clone()));
+        let connections = ingest.metrics.connections.clone();
+        let accepted = accept::connections(self.listener, self.config.max_connections, connections);
+        let serving = http2()
+            .add_routes(routes(
+                open,
+                self.keys,
+                self.schemas,
+                self.ingest,
+                self.decisions,
+                &tasks,
+            ))
+            .serve_with_incoming_shutdown(accepted, draining.clone().cancelled_owned());
+        tracing::info!(listen = %self.config.listen, admin = %self.config.admin_listen, "serving");
+        let mut serving = std::pin::pin!(serving);
+
+        let mut result = tokio::select! {
+            served = &mut serving => Some(served),
+            _ = signals.recv() => None,
+        };
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        if result.is_none() {
+            tracing::info!("draining");
+            draining.cancel();
+            tasks.close();
+            result = tokio::select! {
+                (served, ()) = async { tokio::join!(&mut serving, tasks.wait()) } => Some(served),
+                _ = signals.recv() => None,
+                () = tokio::time::sleep_until(deadline - FLUSH_TIMEOUT) => None,
+            };
+            if result.is_none() {
+                tracing::warn!(sessions = tasks.len(), "not everything was drained");
+            }
+        }
+        let flushed = tokio::task::spawn_blocking(move || ingest.publisher.flush(FLUSH_TIMEOUT)).await;
+        if let Ok(Err(error)) = flushed {
+            tracing::warn!(%error, "events were not delivered");
+        }
+        stop.cancel();
+        forget.abort();
+        for ended in [decision_loop.await.err(), admin.await.err(), following.await.err()]
+            .into_iter()
+            .flatten()
+        {
+            tracing::error!(error = %ended, "a part did not end well");
+        }
+        tracing::info!("stopped");
+        result
+            .unwrap_or(Ok(()))
+            .map_err(|error| Error::Serve(error.to_string()))
+    }
+}
+
+/// HTTP/2 as the gateway speaks it.
+fn http2() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// The services: ours behind the API keys, health and reflection open to all.
+fn routes(
+    open: Routes,
+    keys: Arc<Keys>,
+    schemas: Schemas,
+    ingest: Arc<ingest::Shared>,
+    decisions: Arc<decisions::Shared>,
+    tasks: &TaskTracker,
+) -> Routes {
+    #[allow(clippy::result_large_err, reason = "tonic's interceptors return its Status")]
+    let auth = move |mut request: Request<()>| -> Result<Request<()>, Status> {
+        let caller = keys.authenticate(request.metadata())?;
+        request.extensions_mut().insert(caller);
+        Ok(request)
+    };
+    let ingest = IngestServiceServer::new(Ingest {
+        shared: ingest,
+        tasks: tasks.clone(),
+    });
+    let decisions = DecisionServiceServer::new(Decisions {
+        shared: decisions,
+        tasks: tasks.clone(),
+    });
+    let ingest = ingest.max_decoding_message_size(MAX_REQUEST_BYTES);
+    let decisions = decisions.max_decoding_message_size(MAX_REQUEST_BYTES);
+    open.add_service(InterceptedService::new(ingest, auth.clone()))
+        .add_service(InterceptedService::new(decisions, auth.clone()))
+        .add_service(InterceptedService::new(SchemaServiceServer::new(schemas), auth))
+}
+
+async fn forget_idle(quotas: Arc<Quotas>) {
+    let mut tick = tokio::time::interval(FORGET_EVERY);
+    loop {
+        tick.tick().await;
+        quotas.forget_idle();
+    }
+}
+
+fn unix_micros() -> i64 {
+    // A clock before 1970 makes every event look far ahead of it, and so refuses it.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Turns the process's signals into the messages that [`Server::run`] takes.
+///
+/// # Errors
+/// The operating system's.
+pub fn signals() -> io::Result<mpsc::Receiver<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (sender, receiver) = mpsc::channel(2);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if sender.send(()).await.is_err() {
+                break;
+            }
+        }
+    });
+    Ok(receiver)
+}

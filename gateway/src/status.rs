@@ -1,0 +1,263 @@
+//! Owns every refusal of the gateway: what went wrong, as a [`Failure`], and the only place that turns one into a
+//! `tonic::Status` with its google.rpc details or into an `EventError` of an ack.
+//!
+//! Comes after every stage; nothing comes after it but the wire.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sluice_proto::error_code;
+use sluice_proto::pb::{ErrorCode, EventError};
+use sluice_proto::validate::Violation;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The `domain` of every ErrorInfo.
+pub const DOMAIN: &str = "sluice.v1";
+
+/// Why an event, a session or a call is refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{code:?}: {reason}; {remedy}")]
+pub struct Failure {
+    code: ErrorCode,
+    /// Where the usual gRPC code of the error code would mislead.
+    grpc: Option<Code>,
+    field: &'static str,
+    reason: Cow<'static, str>,
+    remedy: &'static str,
+    retry_after: Option<Duration>,
+    quota: Option<&'static str>,
+    facts: Vec<(&'static str, String)>,
+}
+
+impl Failure {
+    /// A failure with its reason and remedy, both lowercase phrases.
+    pub fn new(code: ErrorCode, reason: impl Into<Cow<'static, str>>, remedy: &'static str) -> Self {
+        Self {
+            code,
+            grpc: None,
+            field: "",
+            reason: reason.into(),
+            remedy,
+            retry_after: None,
+            quota: None,
+            facts: Vec::new(),
+        }
+    }
+
+    /// Names the field at fault.
+    pub fn field(mut self, field: &'static str) -> Self {
+        self.field = field;
+        self
+    }
+
+    /// Says when to try again.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// Names the quota that is spent.
+    pub fn quota(mut self, quota: &'static str) -> Self {
+        self.quota = Some(quota);
+        self
+    }
+
+    /// Adds a fact for programs, such as the expected sequence number.
+    pub fn fact(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.facts.push((name, value.to_string()));
+        self
+    }
+
+    /// The position was valid once or will be: OUT_OF_RANGE instead of INVALID_ARGUMENT.
+    pub fn out_of_range(mut self) -> Self {
+        self.grpc = Some(Code::OutOfRange);
+        self
+    }
+
+    /// What was asked for does not exist.
+    pub fn not_found(mut self) -> Self {
+        self.grpc = Some(Code::NotFound);
+        self
+    }
+
+    /// The code.
+    pub const fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    /// The same as an ack carries it.
+    pub fn into_event_error(self) -> EventError {
+        let facts = error_code::facts(self.code);
+        EventError {
+            code: self.code.into(),
+            field: self.field.to_owned(),
+            reason: self.reason.into_owned(),
+            remedy: self.remedy.to_owned(),
+            retriable: facts.retriable,
+            certainly_not_stored: facts.certainly_not_stored,
+        }
+    }
+}
+
+impl From<Violation> for Failure {
+    fn from(violation: Violation) -> Self {
+        Self::new(ErrorCode::EventInvalid, violation.reason, violation.remedy).field(violation.field)
+    }
+}
+
+/// The gRPC code that a client without knowledge of our codes should see. Every code is listed, so that a new one cannot
+/// be forgotten here.
+const fn grpc_code(code: ErrorCode) -> Code {
+    match code {
+        ErrorCode::EventInvalid
+        | ErrorCode::EventUnreadable
+        | ErrorCode::EventTooLarge
+        | ErrorCode::RequestInvalid
+        | ErrorCode::TokenInvalid => Code::InvalidArgument,
+        ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::SessionNotOpen | ErrorCode::SequenceGap => Code::FailedPrecondition,
+        ErrorCode::QuotaExceeded => Code::ResourceExhausted,
+        ErrorCode::BrokerUnavailable | ErrorCode::DeliveryUncertain | ErrorCode::Draining => Code::Unavailable,
+        ErrorCode::Fenced => Code::Aborted,
+        ErrorCode::Unimplemented => Code::Unimplemented,
+        ErrorCode::Internal | ErrorCode::Unspecified => Code::Internal,
+    }
+}
+
+/// A code's name without the enum's prefix, such as `SEQUENCE_GAP`: the ErrorInfo's reason and the metrics' label.
+pub fn short_name(code: ErrorCode) -> &'static str {
+    let name = code.as_str_name();
+    name.strip_prefix("ERROR_CODE_").unwrap_or(name)
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let facts = error_code::facts(failure.code);
+        let mut metadata = HashMap::from([
+            ("retriable".to_owned(), facts.retriable.to_string()),
+            (
+                "certainly_not_stored".to_owned(),
+                facts.certainly_not_stored.to_string(),
+            ),
+        ]);
+        metadata.extend(
+            failure
+                .facts
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone())),
+        );
+        let mut details = ErrorDetails::with_error_info(short_name(failure.code), DOMAIN, metadata);
+        let reason = if failure.field.is_empty() {
+            failure.reason.into_owned()
+        } else {
+            let description = format!("{}; {}", failure.reason, failure.remedy);
+            details.add_bad_request_violation(failure.field, description);
+            format!("{} {}", failure.field, failure.reason)
+        };
+        if let Some(wait) = failure.retry_after {
+            details.set_retry_info(Some(wait));
+        }
+        if let Some(quota) = failure.quota {
+            details.add_quota_failure_violation(quota, reason.clone());
+        }
+        let code = failure.grpc.unwrap_or(grpc_code(failure.code));
+        Self::with_error_details(code, format!("{reason}: {}", failure.remedy), details)
+    }
+}
+
+/// What tonic says of a request that it could not read. `None` where the client or its connection is gone, so that there
+/// is nobody to tell.
+pub fn unreadable_request(status: &Status) -> Option<Failure> {
+    match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Some(Failure::new(
+            ErrorCode::RequestInvalid,
+            "the message is larger than Limits.max_request_bytes",
+            "send fewer events in a batch",
+        )),
+        Code::Internal => Some(Failure::new(
+            ErrorCode::RequestInvalid,
+            "the message cannot be decoded",
+            "send the messages of sluice/v1 as protobuf",
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_carries_the_field_the_two_facts_and_the_wait() {
+        let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", "wait")
+            .quota("tenant.events_per_second")
+            .retry_after(Duration::from_millis(250))
+            .fact("limit", 10);
+        let status = Status::from(failure);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let details = status.get_error_details();
+        let info = details.error_info().expect("info");
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("QUOTA_EXCEEDED", "sluice.v1")
+        );
+        assert_eq!(info.metadata["retriable"], "true");
+        assert_eq!(info.metadata["certainly_not_stored"], "true");
+        assert_eq!(info.metadata["limit"], "10");
+        let wait = details.retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(wait, Some(Duration::from_millis(250)));
+        let quota = &details.quota_failure().expect("quota").violations[0];
+        assert_eq!(quota.subject, "tenant.events_per_second");
+        assert!(details.bad_request().is_none());
+    }
+
+    #[test]
+    fn a_violation_names_its_field_in_status_and_ack() {
+        let failure = Failure::from(Violation::new("payment.amount", "is missing", "send it"));
+        let error = failure.clone().into_event_error();
+        assert_eq!(error.code(), ErrorCode::EventInvalid);
+        assert_eq!(
+            (error.field.as_str(), error.reason.as_str(), error.remedy.as_str()),
+            ("payment.amount", "is missing", "send it")
+        );
+        assert!(!error.retriable && error.certainly_not_stored);
+        let status = Status::from(failure);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "payment.amount is missing: send it");
+        let details = status.get_error_details();
+        assert_eq!(
+            details.bad_request().expect("field").field_violations[0].field,
+            "payment.amount"
+        );
+    }
+
+    #[test]
+    fn the_codes_of_the_contract() {
+        for (code, grpc) in [
+            (ErrorCode::SessionNotOpen, Code::FailedPrecondition),
+            (ErrorCode::SequenceGap, Code::FailedPrecondition),
+            (ErrorCode::RequestInvalid, Code::InvalidArgument),
+            (ErrorCode::Fenced, Code::Aborted),
+            (ErrorCode::Unauthenticated, Code::Unauthenticated),
+            (ErrorCode::DeliveryUncertain, Code::Unavailable),
+            (ErrorCode::Unimplemented, Code::Unimplemented),
+        ] {
+            assert_eq!(
+                Status::from(Failure::new(code, "reason", "remedy")).code(),
+                grpc,
+                "{code:?}"
+            );
+        }
+        let expired = Failure::new(ErrorCode::TokenInvalid, "expired", "start at the earliest").out_of_range();
+        assert_eq!(Status::from(expired).code(), Code::OutOfRange);
+    }
+
+    #[test]
+    fn a_vanished_client_is_not_a_bad_request() {
+        assert_eq!(unreadable_request(&Status::cancelled("reset")), None);
+        assert_eq!(unreadable_request(&Status::unknown("connection error")), None);
+        assert!(unreadable_request(&Status::internal("failed to decode")).is_some());
+    }
+}
