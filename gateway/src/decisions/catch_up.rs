@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use sluice_kafka::error;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::consume::Polled;
 use super::cursor::Cursor;
 use super::decode::{Entry, Reader};
 use super::filter::Filter;
@@ -40,7 +40,7 @@ pub type Steps = mpsc::Receiver<Result<Step, Failure>>;
 
 struct CatchUp {
     shared: Arc<Shared>,
-    consumer: BaseConsumer,
+    consumer: Polled,
     reader: Reader,
     cursor: Cursor,
     filter: Filter,

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
-use sluice_kafka::error;
+use sluice_kafka::{context, error};
 use sluice_proto::avro::DecodeError;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +30,9 @@ pub const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop rests before it tries to replace a consumer again.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
+/// A consumer that is polled, and whose errors are seen there.
+pub type Polled = BaseConsumer<context::Consumer>;
+
 /// The decision loop cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -46,7 +49,7 @@ pub struct Consumer {
     source: Source,
     router: Arc<Router>,
     metrics: Metrics,
-    consumer: BaseConsumer,
+    consumer: Polled,
     reader: Reader,
 }
 
@@ -55,9 +58,11 @@ impl Source {
     ///
     /// # Errors
     /// [`error::Consumer`].
-    pub fn consumer(&self, next: &[i64]) -> Result<BaseConsumer, error::Consumer> {
+    pub fn consumer(&self, next: &[i64]) -> Result<Polled, error::Consumer> {
         let config = self.kafka.reader(Isolation::ReadCommitted);
-        let consumer: BaseConsumer = config.create().map_err(error::Consumer::Create)?;
+        let consumer: Polled = config
+            .create_with_context(context::Consumer)
+            .map_err(error::Consumer::Create)?;
         let mut partitions = TopicPartitionList::with_capacity(next.len());
         for (partition, offset) in (0..).zip(next) {
             partitions
@@ -72,7 +77,7 @@ impl Source {
     ///
     /// # Errors
     /// [`error::Consumer::Offsets`].
-    pub fn watermarks(&self, consumer: &BaseConsumer, timeout: Duration) -> Result<Vec<(i64, i64)>, error::Consumer> {
+    pub fn watermarks(&self, consumer: &Polled, timeout: Duration) -> Result<Vec<(i64, i64)>, error::Consumer> {
         let partitions = 0..i32::try_from(self.partitions).unwrap_or(i32::MAX);
         let watermarks = partitions.map(|partition| consumer.fetch_watermarks(&self.topic, partition, timeout));
         watermarks
@@ -189,7 +194,7 @@ impl Consumer {
         }
     }
 
-    fn replacement(&self) -> Result<BaseConsumer, error::Consumer> {
+    fn replacement(&self) -> Result<Polled, error::Consumer> {
         let watermarks = self.source.watermarks(&self.source.consumer(&[])?, OFFSETS_TIMEOUT)?;
         let mut next = self.router.ends();
         for (partition, (next, (first, end))) in (0..).zip(next.iter_mut().zip(watermarks)) {

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset, TopicPartitionList};
 use sluice_kafka::error;
 use sluice_proto::pb::ErrorCode;
 use sluice_proto::pb::subscribe_open::Start;
 
+use super::consume::Polled;
 use super::{Shared, Source, cursor};
 use crate::status::Failure;
 
@@ -20,7 +21,7 @@ pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Asks Kafka for offsets; shared by all subscriptions.
 pub struct Lookup {
     source: Source,
-    consumer: BaseConsumer,
+    consumer: Polled,
 }
 
 impl Lookup {
