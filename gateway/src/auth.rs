@@ -58,11 +58,16 @@ pub struct Caller {
     pub tenant: Arc<str>,
 }
 
+struct Known {
+    key: Box<[u8]>,
+    caller: Caller,
+}
+
 /// All keys. They are found by a hash with a secret seed and then compared in constant time, so that the time that an
 /// answer takes tells nothing about any key.
 pub struct Keys {
     seed: RandomState,
-    callers: HashMap<u64, Vec<(Box<[u8]>, Caller)>>,
+    callers: HashMap<u64, Vec<Known>>,
 }
 
 #[derive(Deserialize)]
@@ -133,12 +138,12 @@ impl Keys {
         if self.find(key.as_bytes()).is_some() {
             return false;
         }
-        let caller = Caller { tenant: tenant.into() };
         let hash = self.hash(key.as_bytes());
-        self.callers
-            .entry(hash)
-            .or_default()
-            .push((key.as_bytes().into(), caller));
+        let known = Known {
+            key: key.as_bytes().into(),
+            caller: Caller { tenant: tenant.into() },
+        };
+        self.callers.entry(hash).or_default().push(known);
         true
     }
 
@@ -150,8 +155,8 @@ impl Keys {
 
     fn find(&self, key: &[u8]) -> Option<&Caller> {
         let candidates = self.callers.get(&self.hash(key))?;
-        let found = candidates.iter().find(|(known, _)| constant_time_eq(known, key));
-        found.map(|(_, caller)| caller)
+        let found = candidates.iter().find(|known| constant_time_eq(&known.key, key));
+        found.map(|known| &known.caller)
     }
 
     /// The caller of a request, by `authorization: Bearer KEY` or `x-api-key: KEY`.

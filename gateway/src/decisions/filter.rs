@@ -44,13 +44,13 @@ impl Filter {
             return refused("filter.min_score", reason, "send a score from 0 to 1");
         }
         let mut outcomes = Vec::new();
-        for outcome in filter.outcomes() {
-            outcomes.push(match outcome {
-                pb::Outcome::Approve => Outcome::Approve,
-                pb::Outcome::Review => Outcome::Review,
-                pb::Outcome::Decline => Outcome::Decline,
-                pb::Outcome::Unspecified => {
-                    let reason = "has an outcome that is unknown or not set".to_owned();
+        for number in filter.outcomes {
+            outcomes.push(match pb::Outcome::try_from(number) {
+                Ok(pb::Outcome::Approve) => Outcome::Approve,
+                Ok(pb::Outcome::Review) => Outcome::Review,
+                Ok(pb::Outcome::Decline) => Outcome::Decline,
+                Ok(pb::Outcome::Unspecified) | Err(_) => {
+                    let reason = format!("has {number}, which is no outcome");
                     return refused("filter.outcomes", reason, "name APPROVE, REVIEW or DECLINE");
                 }
             });
@@ -136,10 +136,8 @@ pub(crate) mod tests {
         };
         assert!(with(|filter| filter.account_ids = vec!["a-0".into(), "a-1".into()]));
         assert!(!with(|filter| filter.account_ids = vec!["a-0".into()]));
-        assert!(with(
-            |filter| filter.set_outcomes(&[pb::Outcome::Review, pb::Outcome::Decline])
-        ));
-        assert!(!with(|filter| filter.set_outcomes(&[pb::Outcome::Approve])));
+        assert!(with(|filter| filter.outcomes = vec![2, 3]));
+        assert!(!with(|filter| filter.outcomes = vec![1]));
         assert!(with(|filter| filter.min_score = 0.5));
         assert!(!with(|filter| filter.min_score = 0.51));
         assert!(with(|filter| filter.rule_ids = vec!["LARGE_AMOUNT".into()]));
@@ -162,6 +160,10 @@ pub(crate) mod tests {
                 ..Default::default()
             },
             pb::DecisionFilter {
+                outcomes: vec![9],
+                ..Default::default()
+            },
+            pb::DecisionFilter {
                 account_ids: vec![String::new(); MAX_ACCOUNTS + 1],
                 ..Default::default()
             },
@@ -169,18 +171,5 @@ pub(crate) mod tests {
             let failure = Filter::new("acme".into(), filter).expect_err("refused");
             assert_eq!(failure.code(), ErrorCode::RequestInvalid);
         }
-    }
-}
-
-/// Gives the tests a helper that takes a slice.
-#[cfg(test)]
-trait SetOutcomes {
-    fn set_outcomes(&mut self, outcomes: &[pb::Outcome]);
-}
-
-#[cfg(test)]
-impl SetOutcomes for pb::DecisionFilter {
-    fn set_outcomes(&mut self, outcomes: &[pb::Outcome]) {
-        self.outcomes = outcomes.iter().map(|outcome| *outcome as i32).collect();
     }
 }
