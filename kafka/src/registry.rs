@@ -96,7 +96,7 @@ impl Registry {
         }
         let url = format!("{}/subjects/{subject}/versions", self.base);
         let body = json!({ "schema": schema }).to_string();
-        let Registered { id } = self.ask(&url, || {
+        let Registered { id } = self.write(&url, || {
             self.agent
                 .post(&url)
                 .header("Content-Type", CONTENT_TYPE)
@@ -115,7 +115,7 @@ impl Registry {
     pub fn set_compatibility(&self, subject: &str, level: &str) -> Result<(), Error> {
         let url = format!("{}/config/{subject}", self.base);
         let body = json!({ "compatibility": level }).to_string();
-        let _: serde_json::Value = self.ask(&url, || {
+        let _: serde_json::Value = self.write(&url, || {
             self.agent
                 .put(&url)
                 .header("Content-Type", CONTENT_TYPE)
@@ -181,6 +181,20 @@ impl Registry {
 
     fn get<T: for<'de> Deserialize<'de>>(&self, url: &str) -> Result<T, Error> {
         self.ask(url, || self.agent.get(url).header("Accept", CONTENT_TYPE).call())
+    }
+
+    /// Writes what others may be writing at the same moment, since gateways and processors start together. Not every
+    /// registry lets such writers queue: the one that comes second may be told of a conflict that is none when it asks
+    /// again.
+    fn write<T: for<'de> Deserialize<'de>>(
+        &self,
+        url: &str,
+        send: impl Fn() -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<T, Error> {
+        match self.ask(url, &send) {
+            Err(Error::Status { status: 409, .. }) => self.ask(url, &send),
+            answer => answer,
+        }
     }
 
     /// Tries until there is an answer that is not retriable, or the patience is at its end.

@@ -82,13 +82,24 @@ fn tries_again_while_the_registry_starts() {
 
 #[test]
 fn an_incompatible_schema_is_final_and_explained() {
-    let (url, server) = registry(vec![(409, r#"{"error_code":409,"message":"field\n gone"}"#)]);
+    let refusal = (409, r#"{"error_code":409,"message":"field\n gone"}"#);
+    let (url, server) = registry(vec![refusal; 2]);
     let error = Registry::new(&url)
         .register("payments-value", "{}")
         .expect_err("refused");
     assert!(!error.is_retriable());
     assert!(error.to_string().ends_with("field gone"), "{error}");
     server.join().expect("server");
+}
+
+#[test]
+fn a_conflict_of_two_that_start_together_is_none_when_asked_again() {
+    let exists = (409, r#"{"error_code":409,"message":"exists already"}"#);
+    let (url, server) = registry(vec![exists, (200, r#"{"compatibility":"BACKWARD_TRANSITIVE"}"#)]);
+    Registry::new(&url)
+        .set_compatibility("payments-value", "BACKWARD_TRANSITIVE")
+        .expect("set");
+    assert_eq!(server.join().expect("server").len(), 2);
 }
 
 #[test]
