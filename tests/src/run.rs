@@ -21,7 +21,7 @@ pub fn on_shared(test: impl AsyncFnOnce(&Stack) -> Result<()>) {
     block_on(async {
         let stack = SHARED.get_or_try_init(|| Stack::start(Options::default())).await?;
         let _guard = ShowOnPanic(stack);
-        bounded(test(stack)).await.with_context(|| stack.log_tails())
+        bounded(test(stack)).await.map_err(|error| with_logs(&error, stack))
     });
 }
 
@@ -44,7 +44,7 @@ pub fn on_prepared(options: Options, test: impl AsyncFnOnce(&mut Stack) -> Resul
     block_on(async {
         let mut stack = Stack::prepare(options).await?;
         let result = bounded(test(&mut stack)).await;
-        result.with_context(|| stack.log_tails())?;
+        result.map_err(|error| with_logs(&error, &stack))?;
         // Only what failed leaves its logs behind.
         Ok(std::fs::remove_dir_all(stack.directory())?)
     });
@@ -66,11 +66,15 @@ async fn bounded(test: impl Future<Output = Result<()>>) -> Result<()> {
     limited.with_context(|| format!("the test took more than {} s", LIMIT.as_secs()))?
 }
 
+/// What went wrong, then what the parts said meanwhile.
+fn with_logs(error: &anyhow::Error, stack: &Stack) -> anyhow::Error {
+    anyhow::anyhow!("{error:#}\n\n{}", stack.log_tails())
+}
+
 fn block_on(test: impl Future<Output = Result<()>>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.context("no runtime").and_then(|runtime| runtime.block_on(test));
     if let Err(error) = result {
-        // The logs are the outermost context; the cause is best read last.
         panic!("{error:#}");
     }
 }

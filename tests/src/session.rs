@@ -258,7 +258,12 @@ impl Session {
                 self.credit_bytes += credit.bytes;
             }
             Answer::Throttle(throttle) => self.throttles.push(throttle.clone()),
-            Answer::Drain(drain) => self.drain = Some(drain.clone()),
+            Answer::Drain(drain) => {
+                if self.token.is_empty() {
+                    self.token = drain.resume_token.clone();
+                }
+                self.drain = Some(drain.clone());
+            }
             Answer::Ping(_) => {}
         }
         Ok(Ok(Some(answer)))
@@ -269,13 +274,17 @@ impl Session {
     /// # Errors
     /// When it does not end.
     pub async fn end(&mut self) -> Result<Result<(), Status>> {
-        loop {
-            match self.next_answer().await? {
-                Ok(Some(_)) => {}
-                Ok(None) => return Ok(Ok(())),
-                Err(status) => return Ok(Err(status)),
+        let end = async {
+            loop {
+                match self.next_answer().await? {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Ok(Ok(())),
+                    Err(status) => return Ok(Err(status)),
+                }
             }
-        }
+        };
+        // Pings keep the stream from ever being silent.
+        wait::soon("the stream ends", end).await?
     }
 
     /// Says that nothing more comes, and reads until the gateway ends the stream.

@@ -416,7 +416,7 @@ fn what_is_just_within_the_bounds_is_stored() {
         let good = [
             payment(&longest),
             from_now(soon.as_secs() as i64),
-            of_money("EUR", 999_999_999_999, 990_000_000),
+            of_money("EUR", bounds::MAX_AMOUNT_UNITS, 0),
             of_money("EUR", 0, 10_000_000),
             of_money("JPY", 1, 0),
             of_money("BHD", 1, 1_000_000),

@@ -5,6 +5,7 @@ use sluice_proto::pb;
 use sluice_proto::pb::decision_service_client::DecisionServiceClient;
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
 use sluice_proto::pb::schema_service_client::SchemaServiceClient;
+use sluice_proto::topics;
 use sluice_tests::run::on_shared;
 use sluice_tests::session::{Session, authorized, connect};
 use sluice_tests::stack;
@@ -39,12 +40,40 @@ fn calls_that_are_not_served_yet_say_so() {
         let watch = authorized(pb::WatchRequest::default(), &tenant.key);
         let answer = wait::soon("Watch answers", decisions.watch(watch)).await?;
         check("Watch", answer.err())?;
-        let mut schemas = SchemaServiceClient::new(channel);
-        let schema = pb::GetSchemaRequest {
-            subject: "payments-value".to_owned(),
+        Ok(())
+    });
+}
+
+#[test]
+fn the_schemas_behind_the_topics_are_told() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let mut schemas = SchemaServiceClient::new(connect(&stack.gateway_url()).await?);
+        let subject = topics::value_subject(&stack.topic(topics::PAYMENTS));
+        let request = authorized(
+            pb::GetSchemaRequest {
+                subject: subject.clone(),
+            },
+            &tenant.key,
+        );
+        let schema = wait::soon("GetSchema answers", schemas.get_schema(request))
+            .await??
+            .into_inner();
+        apache_avro::Schema::parse_str(&schema.schema_json)?;
+        let url = format!("{}/subjects/{subject}/versions/latest", stack.servers().registry);
+        let registered: serde_json::Value = serde_json::from_str(&stack::fetch(&url).await?)?;
+        assert_eq!(registered["id"].as_i64(), Some(schema.id.into()));
+
+        let unknown = pb::GetSchemaRequest {
+            subject: "unknown-value".to_owned(),
         };
-        let answer = wait::soon("GetSchema answers", schemas.get_schema(authorized(schema, &tenant.key))).await?;
-        check("GetSchema", answer.err())
+        let answer = wait::soon(
+            "GetSchema answers",
+            schemas.get_schema(authorized(unknown, &tenant.key)),
+        )
+        .await?;
+        assert_eq!(answer.err().map(|status| status.code()), Some(Code::NotFound));
+        Ok(())
     });
 }
 

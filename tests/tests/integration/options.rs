@@ -59,7 +59,7 @@ fn a_mistake_is_named_and_nothing_starts() -> Result<()> {
         let cases = [
             (vec!["--no-such-option"], none.clone(), "--no-such-option"),
             (vec!["--check-config", "--config", &unknown], none.clone(), "kafak"),
-            (vec!["--check-config", "--config", &broken], none.clone(), "kafka"),
+            (vec!["--check-config", "--config", &broken], none.clone(), "line 1"),
             (
                 vec!["--check-config", "--config", "/no/such/file"],
                 none,
