@@ -358,8 +358,8 @@ impl Lane<'_> {
         if !owners.is_empty() {
             self.ledger()?.flush(&owners)?;
             self.mark_flushed(&owners);
-            self.measure();
         }
+        self.measure();
         Ok(())
     }
 
@@ -398,7 +398,8 @@ impl Lane<'_> {
         self.links = Links::default();
         self.park();
         if self.assignment.membership.is_some() {
-            self.owed = Some(error.to_string());
+            // The first cause is the one to tell.
+            self.owed.get_or_insert_with(|| error.to_string());
         }
         consume::fetch_from(self.consumer, &self.settings.topics.payments, [])
     }

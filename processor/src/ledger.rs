@@ -255,7 +255,11 @@ impl From<sqlx::Error> for Failure {
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
     Ok(PgConnectOptions::from_str(url)?
         .application_name("sluice-processor")
-        .options([("idle_in_transaction_session_timeout", SILENT_TRANSACTION_MS.to_string())]))
+        .options([
+            ("idle_in_transaction_session_timeout", SILENT_TRANSACTION_MS.to_string()),
+            // The migrations' notices are of no interest.
+            ("client_min_messages", "warning".to_owned()),
+        ]))
 }
 
 /// Rows are updated in the order of their partitions, so that two lanes in a takeover cannot wait for each other.

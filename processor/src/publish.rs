@@ -24,6 +24,8 @@ use crate::dead_letter::{letter_headers, own_headers};
 
 /// A commit that takes longer may have been sent twice, and the second one may still be on its way.
 pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
+/// How long an abort waits, twice at most. A transaction that is not aborted is fenced by the next producer.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one poll waits for deliveries.
 const DELIVERY_POLL: Duration = Duration::from_millis(1);
 
@@ -185,10 +187,15 @@ impl Publisher {
         Ok(())
     }
 
-    /// Ends the open transaction as if it had never been.
+    /// Ends the open transaction as if it had never been. What is on its way is waited for here: librdkafka's own waiting
+    /// expects somebody else to poll, and dropping records leaves a gap in their sequence that fails the next transaction.
     pub(crate) fn abort(&mut self) -> Result<(), Error> {
+        let deadline = Instant::now() + ABORT_TIMEOUT;
+        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+            self.producer.poll(DELIVERY_POLL);
+        }
         self.producer
-            .abort_transaction(self.timeout)
+            .abort_transaction(ABORT_TIMEOUT)
             .map_err(step("abort_transaction"))?;
         Ok(())
     }
