@@ -15,12 +15,12 @@ const WIDTH: usize = 62;
 
 /// Prints the table.
 pub(super) fn print(tally: &Tally, elapsed: Duration, sessions: u64) {
-    println!("\n{}", render(tally, elapsed, sessions));
+    println!("\n{}\n", render(tally, elapsed, sessions));
 }
 
 fn render(tally: &Tally, elapsed: Duration, sessions: u64) -> String {
     let seconds = elapsed.as_secs_f64();
-    let mut out = vec![rule(&format!("payments in {seconds:.1} s"), "")];
+    let mut out = vec![heading(&format!("payments in {seconds:.1} s"), "", "")];
     let published = tally.published();
     let decided = tally.decided;
     for (name, count) in [
@@ -35,20 +35,25 @@ fn render(tally: &Tally, elapsed: Duration, sessions: u64) -> String {
     for (name, count) in [
         ("refused", tally.refused.values().sum()),
         ("published again after an error", tally.retried),
-        ("late", tally.late),
         ("reconnected", sessions.saturating_sub(1)),
     ] {
         if count > 0 {
             out.push(row(name, &[grouped(count)]));
         }
     }
-    out.push(rule("outcome", "share"));
+    out.push(String::new());
+    out.push(heading("outcome", "decided", "share"));
     for (name, count) in OUTCOMES.iter().zip(tally.outcomes) {
         let share = 100.0 * count as f64 / decided.max(1) as f64;
         out.push(row(name, &[grouped(count), format!("{share:.1} %")]));
     }
     let injected = tally.rules.values().any(|rule| rule.injected > 0);
-    out.push(rule("rule", if injected { "found of injected" } else { "" }));
+    out.push(String::new());
+    out.push(heading(
+        "rule",
+        "fired",
+        if injected { "found of injected" } else { "" },
+    ));
     for (name, counts) in &tally.rules {
         let mut cells = vec![grouped(counts.fired)];
         if injected {
@@ -56,14 +61,20 @@ fn render(tally: &Tally, elapsed: Duration, sessions: u64) -> String {
         }
         out.push(row(name, &cells));
     }
-    out.push(format!(
+    out.push(String::new());
+    let quantiles = format!(
         "{:<22}{:>10}{:>10}{:>10}{:>10}",
         "latency in ms", "p50", "p95", "p99", "max"
-    ));
-    out.push("─".repeat(WIDTH));
+    );
+    out.push(underlined(&quantiles));
     out.push(latency("publish to ack", &tally.to_ack));
     out.push(latency("publish to decision", &tally.to_decision));
-    out.push("─".repeat(WIDTH));
+    out.push(String::new());
+    if tally.late > 0 {
+        let late = grouped(tally.late);
+        out.push(format!("{late} payments are older than what was decided before:"));
+        out.push("rules that need history passed them over (LATE_EVENT)".to_owned());
+    }
     out.extend(verdict(tally));
     out.join("\n")
 }
@@ -99,9 +110,12 @@ fn verdict(tally: &Tally) -> Vec<String> {
     lines
 }
 
-fn rule(title: &str, right: &str) -> String {
-    let line = "─".repeat(WIDTH);
-    format!("{title:<34}{:>10}{right:>18}\n{line}", "")
+fn heading(title: &str, first: &str, second: &str) -> String {
+    underlined(&row(title, &[first.to_owned(), second.to_owned()]))
+}
+
+fn underlined(line: &str) -> String {
+    format!("{line}\n{}", "─".repeat(WIDTH))
 }
 
 fn row(name: &str, cells: &[String]) -> String {
