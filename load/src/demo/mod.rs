@@ -27,6 +27,8 @@ use tally::Tally;
 const DECISION_CREDIT: u32 = 16_384;
 /// How long outstanding decisions are waited for after the newest acknowledgement or decision.
 const DECISION_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a lost gateway is waited for.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(60);
 /// After the last decision, time for one that should not come.
 const DUPLICATE_WATCH: Duration = Duration::from_millis(300);
 /// Event time runs at this rate when payments are published as fast as they go.
@@ -92,6 +94,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
     let decisions = Subscriber::builder(target.clone())
         .start(Start::Latest)
         .credit(DECISION_CREDIT)
+        .patience(CONNECTION_PATIENCE)
         .open()
         .await
         .context("no subscription")?;
@@ -100,6 +103,7 @@ pub async fn run(args: Args) -> anyhow::Result<bool> {
         .unwrap_or_default()
         .as_millis() as u64;
     let publisher = Publisher::builder(target, format!("sluice-load-{}", std::process::id()), epoch)
+        .patience(CONNECTION_PATIENCE)
         .connect()
         .await
         .context("no publishing session")?;

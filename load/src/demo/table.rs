@@ -47,19 +47,8 @@ fn render(tally: &Tally, elapsed: Duration, sessions: u64) -> String {
         let share = 100.0 * count as f64 / decided.max(1) as f64;
         out.push(row(name, &[grouped(count), format!("{share:.1} %")]));
     }
-    let injected = tally.rules.values().any(|rule| rule.injected > 0);
-    out.push(String::new());
-    out.push(heading(
-        "rule",
-        "fired",
-        if injected { "found of injected" } else { "" },
-    ));
-    for (name, counts) in &tally.rules {
-        let mut cells = vec![grouped(counts.fired)];
-        if injected {
-            cells.push(format!("{} of {}", grouped(counts.found), grouped(counts.injected)));
-        }
-        out.push(row(name, &cells));
+    if !tally.rules.is_empty() {
+        out.extend(rules(tally));
     }
     out.push(String::new());
     let quantiles = format!(
@@ -77,6 +66,20 @@ fn render(tally: &Tally, elapsed: Duration, sessions: u64) -> String {
     }
     out.extend(verdict(tally));
     out.join("\n")
+}
+
+fn rules(tally: &Tally) -> Vec<String> {
+    let injected = tally.rules.values().any(|rule| rule.injected > 0);
+    let found = if injected { "found of injected" } else { "" };
+    let mut out = vec![String::new(), heading("rule", "fired", found)];
+    for (name, counts) in &tally.rules {
+        let mut cells = vec![grouped(counts.fired)];
+        if injected {
+            cells.push(format!("{} of {}", grouped(counts.found), grouped(counts.injected)));
+        }
+        out.push(row(name, &cells));
+    }
+    out
 }
 
 fn verdict(tally: &Tally) -> Vec<String> {
