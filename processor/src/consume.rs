@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -43,11 +44,15 @@ pub(crate) struct Assignment {
     pub(crate) membership: Option<Arc<ConsumerGroupMetadata>>,
 }
 
+/// How often an error of polling is logged: while no broker can be reached there are thousands.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
 /// Notes rebalances for the lane.
 #[derive(Default)]
 pub(crate) struct Context {
     change: AtomicU64,
     assignment: Mutex<Assignment>,
+    logged: Mutex<Option<Instant>>,
 }
 
 impl Context {
@@ -70,12 +75,25 @@ impl Context {
         self.change.load(Ordering::Relaxed) == change
     }
 
+    fn warn(&self, error: &error::Consumer) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|last| last.elapsed() > LOG_EVERY) {
+            *logged = Some(Instant::now());
+            tracing::warn!(%error, "polling goes on");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Assignment> {
         self.assignment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // Polling returns the same error.
+        tracing::debug!(%error, reason, "consumer");
+    }
+}
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &Consumer, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
@@ -180,7 +198,7 @@ pub(crate) fn collect<'c>(
                 if error.is_fatal() {
                     return Err(error);
                 }
-                tracing::warn!(%error, "polling goes on");
+                consumer.context().warn(&error);
                 break;
             }
             None => break,

@@ -27,7 +27,7 @@ use crate::decode::{Decoder, Failure};
 use crate::ledger::{self, Ledger, Owner, Rows};
 use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
-use crate::replay::{self, Replayed};
+use crate::replay::{self, Kept, Replayed};
 use crate::rules::RuleSet;
 use crate::state::{Horizons, Observed, State};
 use crate::takeover::{self, Start, take_over};
@@ -58,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) metrics: Metrics,
     pub(crate) kafka_metrics: metrics::Metrics,
     pub(crate) tracer: Tracer,
+    /// State of partitions that no lane has taken over now: of use to whichever gets them next.
+    pub(crate) kept: Kept,
     /// This run of the process, in the ledger's rows and in the log.
     pub(crate) run: Uuid,
 }
@@ -151,8 +153,6 @@ pub(crate) struct Lane<'l> {
     breaker: Breaker,
     links: Links,
     parts: BTreeMap<i32, Part>,
-    /// State of partitions that are not taken over now, in case they come back.
-    kept: BTreeMap<i32, Replayed>,
     rows: Rows,
     measured: Instant,
 }
@@ -177,7 +177,6 @@ pub(crate) fn run(number: u16, settings: &Settings, signals: &Signals) -> Result
         breaker: Breaker::default(),
         links: Links::default(),
         parts: BTreeMap::new(),
-        kept: BTreeMap::new(),
         rows: Rows::default(),
         measured: Instant::now(),
     };
@@ -231,13 +230,12 @@ impl Lane<'_> {
                 && consumer.context().is_current(change)
                 && !signals.stop.load(Ordering::Relaxed)
         };
-        self.parts = match take_over(&start, &mut self.links, &mut self.decoder, &mut self.kept, goes_on) {
+        self.parts = match take_over(&start, &mut self.links, &mut self.decoder, goes_on) {
             // The next poll tells which assignment there is to take over instead.
             Err(takeover::Error::Replay(replay::Error::Cancelled)) => return Ok(()),
             taken => taken?,
         };
         self.settings.metrics.breaker(self.number, false);
-        self.kept.clear();
         self.owed = None;
         self.signals.ready.store(true, Ordering::Relaxed);
         Ok(())
@@ -404,12 +402,12 @@ impl Lane<'_> {
         consume::fetch_from(self.consumer, &self.settings.topics.payments, [])
     }
 
-    /// Keeps the merged state of every partition for a takeover that may find it useful.
+    /// Keeps the merged state of every partition for whichever lane takes it over next.
     fn park(&mut self) {
         for (partition, mut part) in std::mem::take(&mut self.parts) {
             part.state.revert();
             let (state, next) = (part.state, part.next);
-            self.kept.insert(partition, Replayed { state, next });
+            self.settings.kept.put(partition, Replayed { state, next });
             self.settings
                 .kafka_metrics
                 .forget_lag(&self.settings.topics.payments, partition);

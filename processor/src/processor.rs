@@ -29,6 +29,7 @@ use crate::consume::Bounds;
 use crate::lane::{self, Settings, Signals};
 use crate::ledger;
 use crate::metrics::Metrics;
+use crate::replay::Kept;
 use crate::rules::{RuleSet, horizons};
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
@@ -145,6 +146,7 @@ impl Processor {
             metrics,
             kafka_metrics,
             tracer,
+            kept: Kept::default(),
             run,
         };
         Ok(Self {

@@ -162,16 +162,19 @@ impl Publisher {
             self.producer.poll(DELIVERY_POLL);
         }
         self.meter(started.elapsed());
-        let mut offsets = TopicPartitionList::with_capacity(ends.len());
-        for (partition, end) in ends {
-            offsets
-                .add_partition_offset(&self.topics.payments, *partition, Offset::Offset(*end))
-                .map_err(Error::Offsets)?;
-        }
-        self.producer
-            .send_offsets_to_transaction(&offsets, membership, self.timeout)
-            .map_err(step("send_offsets_to_transaction"))?;
-        Ok(())
+        self.send_offsets(ends, membership)
+    }
+
+    /// Proves that this lane's place in its group is the current one: Kafka takes offsets from no other. The offsets are
+    /// not kept.
+    pub(crate) fn prove(
+        &mut self,
+        offsets: &BTreeMap<i32, i64>,
+        membership: &ConsumerGroupMetadata,
+    ) -> Result<(), Error> {
+        self.producer.begin_transaction().map_err(step("begin_transaction"))?;
+        self.send_offsets(offsets, membership)?;
+        self.abort()
     }
 
     /// The commit point.
@@ -205,6 +208,19 @@ impl Publisher {
         if let Error::Producer(error) = error {
             self.metrics.decisions.failed(error);
         }
+    }
+
+    fn send_offsets(&self, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+        let mut offsets = TopicPartitionList::with_capacity(ends.len());
+        for (partition, end) in ends {
+            offsets
+                .add_partition_offset(&self.topics.payments, *partition, Offset::Offset(*end))
+                .map_err(Error::Offsets)?;
+        }
+        self.producer
+            .send_offsets_to_transaction(&offsets, membership, self.timeout)
+            .map_err(step("send_offsets_to_transaction"))?;
+        Ok(())
     }
 
     fn send_decision(&mut self, decision: &Decision, output: &Output<'_>) -> Result<(), Error> {

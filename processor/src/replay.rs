@@ -4,6 +4,7 @@
 //! Comes last in [`crate::takeover`]. A state that was kept from before is read on from where it stands.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -37,6 +38,25 @@ impl Replayed {
             state: State::new(horizons),
             next,
         }
+    }
+}
+
+/// States that lanes of this process had to give up, by partition. A rebalance often moves a partition to another lane, or
+/// to none: what was rebuilt once need not be rebuilt again. It never holds more than one state for each partition.
+#[derive(Default)]
+pub(crate) struct Kept(Mutex<BTreeMap<i32, Replayed>>);
+
+impl Kept {
+    pub(crate) fn put(&self, partition: i32, replayed: Replayed) {
+        self.lock().insert(partition, replayed);
+    }
+
+    pub(crate) fn take(&self, partition: i32) -> Option<Replayed> {
+        self.lock().remove(&partition)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Replayed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

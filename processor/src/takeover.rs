@@ -1,5 +1,5 @@
 //! Owns what a lane does before it processes a partition that it was just assigned, or that it is in doubt about: the
-//! five steps below, in this order.
+//! six steps below, in this order.
 //!
 //! Comes before the lane's first batch, after every rebalance, and after every failure.
 
@@ -35,6 +35,9 @@ pub enum Error {
     /// The group's offsets, or fetching.
     #[error(transparent)]
     Consumer(#[from] error::Consumer),
+    /// The lane is in no group. It is a mistake of this program: nothing is assigned then.
+    #[error("the lane is not a member of its group")]
+    NoMember,
     /// Rebuilding the state.
     #[error(transparent)]
     Replay(#[from] replay::Error),
@@ -50,13 +53,11 @@ pub(crate) struct Start<'s> {
     pub(crate) reason: &'s str,
 }
 
-/// Takes the assigned partitions over, and starts fetching them. `kept` is state from before, which saves replaying what
-/// it covers; `links` are kept where they are not in doubt.
+/// Takes the assigned partitions over, and starts fetching them. `links` are kept where they are not in doubt.
 pub(crate) fn take_over(
     start: &Start<'_>,
     links: &mut Links,
     decoder: &mut Decoder,
-    kept: &mut BTreeMap<i32, Replayed>,
     goes_on: impl FnMut() -> bool,
 ) -> Result<BTreeMap<i32, Part>, Error> {
     let Start { settings, consumer, .. } = *start;
@@ -78,9 +79,10 @@ pub(crate) fn take_over(
     let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
 
     // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
-    if links.publisher.is_none() {
-        links.publisher = Some(settings.publisher(start.lane)?);
-    }
+    let publisher = match &mut links.publisher {
+        Some(publisher) => publisher,
+        none => none.insert(settings.publisher(start.lane)?),
+    };
 
     // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
     let offsets = stable_offsets(settings, consumer, &owners)?;
@@ -88,7 +90,14 @@ pub(crate) fn take_over(
         owner.watermark = offsets[&owner.part].committed;
     }
 
-    // 4. Postgres: what was prepared at or above that never became visible.
+    // 4. The group's own word that the partitions are this lane's, given after the epochs were counted up. Without it a lane
+    // that was stopped for so long that it lost them could remove rows which their new owner has prepared and is about to
+    // commit. With it, an earlier owner can commit nothing more, and a later one counts the epochs up after this.
+    let membership = start.assignment.membership.as_ref().ok_or(Error::NoMember)?;
+    let committed = offsets.iter().map(|(part, ends)| (*part, ends.committed)).collect();
+    publisher.prove(&committed, membership)?;
+
+    // 5. Postgres: what was prepared at or above that never became visible.
     let compensated = ledger.compensate(&owners, start.reason)?;
     for gone in &compensated {
         tracing::warn!(
@@ -100,13 +109,14 @@ pub(crate) fn take_over(
         );
     }
 
-    // 5. The state at exactly that offset.
+    // 6. The state at exactly that offset.
     let mut states = owners
         .iter()
         .map(|owner| {
             let Ends { low, committed } = offsets[&owner.part];
-            let usable = kept
-                .remove(&owner.part)
+            let usable = settings
+                .kept
+                .take(owner.part)
                 .filter(|kept| (low..=committed).contains(&kept.next));
             let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
             (owner.part, (replayed, committed))
