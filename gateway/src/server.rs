@@ -19,9 +19,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
+use tower::layer::util::{Identity, Stack};
+use tower::util::MapResponseLayer;
 
 use crate::auth::{self, Keys};
 use crate::config::Config;
@@ -31,7 +35,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::quota::{FORGET_EVERY, Quotas};
 use crate::service::{Decisions, Ingest, Schemas};
-use crate::{accept, decisions, ingest};
+use crate::{accept, decisions, ingest, status};
 
 /// Streams that one connection may have open.
 pub const MAX_STREAMS: u32 = 256;
@@ -121,6 +125,7 @@ impl Server {
             encoders,
             publisher,
             quotas: Arc::new(Quotas::new(config.quota_events_per_s, config.quota_burst_events)),
+            fences: ingest::fence::Fences::default(),
             gate: ingest::admit::Gate::default(),
             metrics: metrics.clone(),
             tracer,
@@ -227,9 +232,12 @@ impl Server {
     }
 }
 
-/// HTTP/2 as the gateway speaks it.
-fn http2() -> tonic::transport::Server {
+type Explain = fn(http::Response<Body>) -> http::Response<Body>;
+
+/// HTTP/2 as the gateway speaks it, and around every service the words for requests that tonic could not read.
+fn http2() -> tonic::transport::Server<Stack<MapResponseLayer<Explain>, Identity>> {
     tonic::transport::Server::builder()
+        .layer(MapResponseLayer::new(status::explained as Explain))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(MAX_STREAMS)

@@ -10,6 +10,8 @@ use std::time::Duration;
 use sluice_proto::error_code;
 use sluice_proto::pb::{ErrorCode, EventError};
 use sluice_proto::validate::Violation;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -185,6 +187,16 @@ pub fn unreadable_request(status: &Status) -> Option<Failure> {
     }
 }
 
+/// Gives a response our details where tonic refused the request before any service saw it.
+pub fn explained(response: http::Response<Body>) -> http::Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.details().is_empty() && status.message().contains("decod") => {
+            unreadable_request(&status).map_or(response, |failure| Status::from(failure).into_http())
+        }
+        _ => response,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +264,24 @@ mod tests {
         }
         let expired = Failure::new(ErrorCode::TokenInvalid, "expired", "start at the earliest").out_of_range();
         assert_eq!(Status::from(expired).code(), Code::OutOfRange);
+    }
+
+    #[test]
+    fn a_request_that_tonic_could_not_read_is_explained() {
+        let refused = Status::internal("failed to decode Protobuf message: Event.event_id: invalid wire type");
+        let explained = explained(refused.into_http());
+        let status = Status::from_header_map(explained.headers()).expect("status");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(
+            status.get_error_details().error_info().expect("info").reason,
+            "REQUEST_INVALID"
+        );
+        let ours = Status::from(Failure::new(ErrorCode::Internal, "cannot be decoded", "report"));
+        let kept = super::explained(ours.into_http());
+        assert_eq!(
+            Status::from_header_map(kept.headers()).expect("status").code(),
+            Code::Internal
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod admit;
 pub mod call;
 pub mod decode;
 pub mod encode;
+pub mod fence;
 pub mod publish;
 pub mod sequence;
 pub mod session;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub publisher: publish::Publisher,
     /// Tenants' quotas.
     pub quotas: Arc<Quotas>,
+    /// Which session of a producer is the newest.
+    pub fences: fence::Fences,
     /// Room for unary calls.
     pub gate: admit::Gate,
     /// The gateway's metrics.

@@ -22,6 +22,7 @@ use tonic::Status;
 use super::ack::{self, Acks, Fate, Settled, Settlements};
 use super::admit::{Permit, Window};
 use super::encode::Scratch;
+use super::fence::{self, Claim};
 use super::publish::{Origin, Recipient, Sender};
 use super::sequence::{self, Sequence};
 use super::token::{self, Owner};
@@ -82,6 +83,7 @@ enum Withheld {
 struct Session {
     shared: Arc<Shared>,
     caller: Caller,
+    claim: Claim,
     traceparent: Option<String>,
     producer_id: String,
     epoch: u64,
@@ -162,7 +164,7 @@ impl Session {
         open: pb::PublishOpen,
     ) -> Result<Self, Option<Failure>> {
         validate::producer_id(&open.producer_id).map_err(|violation| {
-            let failure = Failure::new(ErrorCode::SessionNotOpen, violation.reason, violation.remedy);
+            let failure = Failure::new(ErrorCode::RequestInvalid, violation.reason, violation.remedy);
             Some(failure.field(violation.field))
         })?;
         let owner = Owner {
@@ -175,6 +177,7 @@ impl Session {
         } else {
             token::read(&open.resume_token, owner)?
         };
+        let claim = shared.fences.claim(&caller.tenant, &open.producer_id, open.epoch)?;
         let in_flight = match open.max_in_flight {
             0 => shared.max_in_flight_events,
             asked => asked.min(shared.max_in_flight_events),
@@ -193,6 +196,7 @@ impl Session {
         Ok(Self {
             shared,
             caller,
+            claim,
             traceparent,
             epoch_text: open.epoch.to_string(),
             producer_id: open.producer_id,
@@ -221,6 +225,8 @@ impl Session {
         let shared = self.shared.clone();
         let settlements = self.settlements.clone();
         let mut draining = pin!(shared.draining.cancelled());
+        let fenced = self.claim.fenced().clone();
+        let mut fenced = pin!(fenced.cancelled());
         let mut timer = pin!(tokio::time::sleep_until(Instant::now()));
         loop {
             let now = Instant::now();
@@ -238,6 +244,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = outbound.closed() => return Err(Gone),
+                () = &mut fenced, if self.end.is_none() => self.fail(Some(fence::failure()), Duration::ZERO),
                 () = &mut draining, if self.end.is_none() => self.drain(),
                 room = outbound.reserve(), if !self.outbox.is_empty() => {
                     let room = room.map_err(|_| Gone)?;
@@ -366,10 +373,16 @@ impl Session {
             }
             Some(Err(status)) => status::unreadable_request(&status),
         };
+        self.fail(failure, SETTLE_TIMEOUT);
+    }
+
+    /// Takes nothing more, and ends when what was taken is settled or the time is up.
+    fn fail(&mut self, failure: Option<Failure>, settle: Duration) {
         self.batch = None;
+        self.hold = None;
         self.end = Some(End {
             failure,
-            deadline: Some(Instant::now() + SETTLE_TIMEOUT),
+            deadline: Some(Instant::now() + settle),
         });
     }
 
@@ -539,15 +552,10 @@ impl Session {
     /// Takes nothing more, and ends when everything taken is settled. What was read and not handed to Kafka is as if it
     /// had not been read.
     fn drain(&mut self) {
-        self.batch = None;
-        self.hold = None;
         self.outbox.push_back(Response::Drain(pb::Drain {
             deadline: prost_types::Duration::try_from(DRAIN_TIMEOUT).ok(),
             resume_token: self.token().into(),
         }));
-        self.end = Some(End {
-            failure: None,
-            deadline: Some(Instant::now() + DRAIN_TIMEOUT),
-        });
+        self.fail(None, DRAIN_TIMEOUT);
     }
 }
