@@ -7,6 +7,10 @@ use sluice_processor::config::{self, Config};
 use sluice_processor::processor::Processor;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// librdkafka allocates as often as we do, and the `override` feature serves it too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What a shell reports for a process that a signal ended.
 const INTERRUPTED: i32 = 130;
 
