@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::num::TryFromIntError;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sluice_kafka::admin::Admin;
 use sluice_kafka::registry::Registry;
@@ -24,6 +25,12 @@ use crate::metrics::Metrics;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
 pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
+
+/// How long the start goes on asking Kafka for what was made a moment ago: brokers learn of new topics and their leaders
+/// one after the other.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause between two tries.
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// The gateway cannot reach what it needs.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +97,8 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         },
     };
     let admin = Admin::new(&kafka, kafka_metrics.clone()).map_err(in_kafka)?;
-    let partitions = admin.check_topics(&topics).map_err(in_kafka)?;
+    let missing = |cause: &error::Admin| matches!(cause, error::Admin::NoTopic(_)) || cause.is_retriable();
+    let partitions = patiently(missing, || admin.check_topics(&topics)).map_err(in_kafka)?;
     let registry = Arc::new(Registry::new(&config.registry));
     let mut schemas = BTreeMap::new();
     let mut register = Register {
@@ -115,11 +123,31 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
     Ok(Parts {
         encoders: Encoders::new(ids).map_err(Error::Schema)?,
         publisher: Publisher::new(kafka.idempotent_producer(), routes, metrics.clone()).map_err(Error::Producer)?,
-        consumer: Consumer::build(source.clone(), metrics.clone()).map_err(Error::Decisions)?,
+        consumer: patiently(consume::Error::is_retriable, || {
+            Consumer::build(source.clone(), metrics.clone())
+        })
+        .map_err(Error::Decisions)?,
         lookup: start::Lookup::new(source.clone()).map_err(Error::Consumer)?,
         source,
         schemas,
     })
+}
+
+/// Tries again while the error may pass, for as long as [`PATIENCE`].
+fn patiently<T, E>(may_pass: impl Fn(&E) -> bool, mut ask: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask() {
+            Err(error) if may_pass(&error) && Instant::now() < deadline => {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "the bounded pause between two tries of the start"
+                )]
+                std::thread::sleep(PAUSE);
+            }
+            answer => return answer,
+        }
+    }
 }
 
 struct Register<'a> {

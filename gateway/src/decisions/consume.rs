@@ -44,6 +44,13 @@ pub enum Error {
     Schema(#[from] DecodeError),
 }
 
+impl Error {
+    /// Whether the same try may succeed later.
+    pub fn is_retriable(&self) -> bool {
+        matches!(self, Self::Kafka(error) if error.is_retriable())
+    }
+}
+
 /// The decision loop, at its place in every partition.
 pub struct Consumer {
     source: Source,
