@@ -39,7 +39,7 @@ pub struct Config {
     /// Put before the name of every topic, so that installations can share a cluster
     #[arg(long, env = "SLUICE_TOPIC_PREFIX", default_value = "")]
     pub topic_prefix: String,
-    /// TOML file of [[key]] entries with key and tenant; without one, the key sluice-dev-key works on loopback
+    /// TOML file of keys, each with its tenant; without one, the key sluice-dev-key works on loopback
     #[arg(long, env = "SLUICE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
     /// Events that each tenant may publish, in events per second

@@ -78,7 +78,7 @@ impl CatchUp {
         let built = Reader::new(source.schema_id, source.registry.clone())
             .map_err(|error| error.to_string())
             .and_then(|reader| {
-                let consumer = source.consumer(&cursor.next).map_err(|error| error.to_string())?;
+                let consumer = source.small_consumer(&cursor.next).map_err(|error| error.to_string())?;
                 Ok((reader, consumer))
             });
         let (reader, consumer) = built.map_err(|error| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
 use sluice_kafka::{context, error};
 use sluice_proto::avro::DecodeError;
@@ -29,6 +29,11 @@ pub const BURST_RECORDS: usize = 512;
 pub const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop rests before it tries to replace a consumer again.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Most memory of records that one subscription's consumer fetched ahead, in KiB.
+pub const SMALL_QUEUE_KIB: u32 = 4 * 1_024;
+/// Records of a partition that one subscription's consumer tries to have fetched ahead.
+pub const SMALL_QUEUE_RECORDS: u32 = 5_000;
 
 /// A consumer that is polled, and whose errors are seen there.
 pub type Polled = BaseConsumer<context::Consumer>;
@@ -61,12 +66,26 @@ pub struct Consumer {
 }
 
 impl Source {
-    /// A consumer assigned to every partition at these offsets.
+    /// A consumer assigned to every partition at these offsets, for the whole gateway.
     ///
     /// # Errors
     /// [`error::Consumer`].
     pub fn consumer(&self, next: &[i64]) -> Result<Polled, error::Consumer> {
-        let config = self.kafka.reader(Isolation::ReadCommitted);
+        self.assigned(self.kafka.reader(Isolation::ReadCommitted), next)
+    }
+
+    /// The same for one subscription, of which there may be many: it fetches less ahead.
+    ///
+    /// # Errors
+    /// [`error::Consumer`].
+    pub fn small_consumer(&self, next: &[i64]) -> Result<Polled, error::Consumer> {
+        let mut config = self.kafka.reader(Isolation::ReadCommitted);
+        config.set("queued.max.messages.kbytes", SMALL_QUEUE_KIB.to_string());
+        config.set("queued.min.messages", SMALL_QUEUE_RECORDS.to_string());
+        self.assigned(config, next)
+    }
+
+    fn assigned(&self, config: ClientConfig, next: &[i64]) -> Result<Polled, error::Consumer> {
         let consumer: Polled = config
             .create_with_context(context::Consumer)
             .map_err(error::Consumer::Create)?;

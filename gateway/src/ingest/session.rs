@@ -287,9 +287,6 @@ impl Session {
 
     /// Adds up how long the client was held back, and by what.
     fn measure(&mut self, now: Instant, reason: Option<Withheld>) {
-        if self.withheld.map(|(_, why)| why) == reason {
-            return;
-        }
         if let Some((since, why)) = self.withheld {
             let metric = match why {
                 Withheld::Credit => &self.shared.metrics.credit_withheld,
