@@ -20,7 +20,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
         }) => apply(&admin, &topics, *partitions, *replication).with_context(at),
         Command::Topics(options::Topics::List) => list_topics(&admin, &topics).with_context(at),
         Command::Groups(options::Groups::List) => list_groups(&admin).with_context(at),
-        Command::Lag { group } => lag(&admin, group, &topics.payments).with_context(at),
+        Command::Lag { group } => {
+            let group = format!("{}{group}", config.topic_prefix);
+            lag(&admin, &group, &topics.payments).with_context(at)
+        }
     }
 }
 

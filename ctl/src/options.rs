@@ -1,9 +1,7 @@
 //! The command line: what can be asked, and how to reach Kafka.
 
-use std::collections::BTreeMap;
-
-use clap::{Args, Parser, Subcommand};
-use sluice_kafka::Config;
+use clap::{Parser, Subcommand};
+use sluice_kafka::options::Kafka;
 
 /// Most partitions that a topic may be given: each costs the brokers and the lanes memory and files.
 const MAX_PARTITIONS: i64 = 1_024;
@@ -20,44 +18,6 @@ pub(crate) struct Options {
     pub(crate) command: Command,
 }
 
-/// How to reach Kafka.
-#[derive(Debug, Args)]
-pub(crate) struct Kafka {
-    /// Kafka's bootstrap servers: host:port, comma separated
-    #[arg(
-        long,
-        env = "SLUICE_KAFKA",
-        default_value = "127.0.0.1:19092",
-        global = true,
-        value_name = "SERVERS"
-    )]
-    kafka: String,
-    /// Prefix of the installation's topic names
-    #[arg(
-        long,
-        env = "SLUICE_TOPIC_PREFIX",
-        default_value = "",
-        hide_default_value = true,
-        global = true,
-        value_name = "PREFIX"
-    )]
-    topic_prefix: String,
-    /// A librdkafka property, such as security.protocol=ssl; may be repeated
-    #[arg(long, value_parser = property, global = true, value_name = "KEY=VALUE")]
-    property: Vec<(String, String)>,
-}
-
-impl Kafka {
-    pub(crate) fn config(&self) -> Config {
-        let extra: BTreeMap<_, _> = self.property.iter().cloned().collect();
-        Config {
-            bootstrap_servers: self.kafka.clone(),
-            topic_prefix: self.topic_prefix.clone(),
-            extra,
-        }
-    }
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Topics: create those that are missing, or list them
@@ -68,7 +28,7 @@ pub(crate) enum Command {
     Groups(Groups),
     /// How far a consumer group is behind, by partition of the payments
     Lag {
-        /// The consumer group
+        /// The consumer group, before the prefix
         #[arg(long, default_value = "sluice-processor")]
         group: String,
     },
@@ -95,13 +55,6 @@ pub(crate) enum Groups {
     List,
 }
 
-fn property(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("expected KEY=VALUE".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +74,7 @@ mod tests {
             "a:1",
             "--topic-prefix",
             "t.",
-            "--property",
+            "--kafka-property",
             "security.protocol=ssl",
         ];
         let config = Options::try_parse_from(line).expect("parses").kafka.config();
@@ -137,7 +90,7 @@ mod tests {
         for line in [
             &["sluicectl", "topics", "apply", "--partitions", "0"][..],
             &["sluicectl", "topics", "apply", "--replication", "99"],
-            &["sluicectl", "lag", "--property", "nothing"],
+            &["sluicectl", "lag", "--kafka-property", "nothing"],
             &["sluicectl", "groups"],
         ] {
             assert!(Options::try_parse_from(line).is_err(), "{line:?}");

@@ -2,13 +2,13 @@
 //!
 //! Comes first; `server` is built from it.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Arg, Command, CommandFactory, FromArgMatches, Parser};
+use clap::Parser;
+use sluice_kafka::options;
 use sluice_proto::bounds;
 
 use crate::auth;
@@ -23,12 +23,9 @@ pub struct Config {
     /// Address and port of /metrics, /health/live and /health/ready
     #[arg(long, env = "SLUICE_ADMIN_LISTEN", default_value = "127.0.0.1:9464")]
     pub admin_listen: SocketAddr,
-    /// Kafka's bootstrap servers: host:port, comma separated
-    #[arg(long, env = "SLUICE_KAFKA", default_value = "127.0.0.1:19092")]
-    pub kafka: String,
-    /// Further librdkafka properties, such as security.protocol=ssl; comma separated, or given several times
-    #[arg(long, env = "SLUICE_KAFKA_PROPERTY", value_name = "NAME=VALUE", value_delimiter = ',', value_parser = property)]
-    pub kafka_property: Vec<(String, String)>,
+    /// Kafka
+    #[command(flatten)]
+    pub kafka: options::Kafka,
     /// Base URL of the Confluent-compatible schema registry
     #[arg(
         long,
@@ -36,10 +33,7 @@ pub struct Config {
         default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
     )]
     pub registry: String,
-    /// Put before the name of every topic, so that installations can share a cluster
-    #[arg(long, env = "SLUICE_TOPIC_PREFIX", default_value = "")]
-    pub topic_prefix: String,
-    /// TOML file of keys, each with its tenant; without one, the key sluice-dev-key works on loopback
+    /// TOML file of keys, each with its tenant; when unset, the key sluice-dev-key works, on loopback only
     #[arg(long, env = "SLUICE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
     /// Events that each tenant may publish, in events per second
@@ -60,7 +54,7 @@ pub struct Config {
     /// OTLP gRPC endpoint that spans of sampled payments are exported to, such as http://127.0.0.1:4317; none: no export
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otlp_endpoint: Option<String>,
-    /// TOML file with the same options, as in max_in_flight_events = 500; a flag or variable overrides it
+    /// TOML file with the same options, as in max_in_flight_events = 500; a flag or variable overrides it; none when unset
     #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Check the options and the files that they name, then exit
@@ -71,25 +65,9 @@ pub struct Config {
 /// The options cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The file makes no sense.
-    #[error("the configuration {path} is invalid: {reason}")]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A flag, a variable or a value; or `--help`, which is clap's to print.
+    /// Flags, environment and file.
     #[error(transparent)]
-    Options(#[from] clap::Error),
+    Options(#[from] options::Error),
     /// Kafka's options.
     #[error(transparent)]
     Kafka(#[from] sluice_kafka::error::Kafka),
@@ -102,29 +80,9 @@ impl Config {
     /// Reads the options from the command line, the environment and the file that either names.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::Invalid`], [`Error::Options`].
+    /// [`Error::Options`].
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
-        let args: Vec<OsString> = args.into_iter().collect();
-        // The file's values become the defaults, so it has to be known before the options are read.
-        let named = Self::command()
-            .ignore_errors(true)
-            .disable_help_flag(true)
-            .disable_version_flag(true);
-        let path = named.try_get_matches_from(&args)?.get_one::<PathBuf>("config").cloned();
-        let command = match path {
-            Some(path) => with_file(Self::command(), &path)?,
-            None => Self::command(),
-        };
-        Ok(Self::from_arg_matches(&command.try_get_matches_from(&args)?)?)
-    }
-
-    /// How to reach Kafka.
-    pub fn kafka_config(&self) -> sluice_kafka::Config {
-        sluice_kafka::Config {
-            bootstrap_servers: self.kafka.clone(),
-            topic_prefix: self.topic_prefix.clone(),
-            extra: self.kafka_property.iter().cloned().collect(),
-        }
+        Ok(options::load(args)?)
     }
 
     /// Checks everything that can be checked without the other parts.
@@ -132,53 +90,9 @@ impl Config {
     /// # Errors
     /// [`Error::Kafka`], [`Error::Keys`].
     pub fn validate(&self) -> Result<(), Error> {
-        self.kafka_config().validate()?;
+        self.kafka.config().validate()?;
         auth::Keys::load(self.api_keys.as_deref(), self.listen)?;
         Ok(())
-    }
-}
-
-/// Makes the file's values the defaults of the command's options. They live as long as the process, as clap asks of
-/// defaults; the file is read once.
-fn with_file(mut command: Command, path: &Path) -> Result<Command, Error> {
-    let invalid = |reason: String| Error::Invalid {
-        path: path.to_owned(),
-        reason,
-    };
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let table: BTreeMap<String, toml::Value> = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
-    for (key, value) in table {
-        let known = |arg: &&Arg| arg.get_id() == key.as_str() && arg.get_long().is_some();
-        if command.get_arguments().find(known).is_none() || matches!(key.as_str(), "config" | "check_config") {
-            return Err(invalid(format!("unknown key {key}")));
-        }
-        let values = match value {
-            toml::Value::Array(values) => values,
-            value => vec![value],
-        };
-        let values = values.into_iter().map(|value| match value {
-            toml::Value::String(text) => Ok(text),
-            toml::Value::Integer(number) => Ok(number.to_string()),
-            other => Err(invalid(format!(
-                "{key} is {}, not a string or a number",
-                other.type_str()
-            ))),
-        });
-        let values = values
-            .map(|value| value.map(|text| &*text.leak()))
-            .collect::<Result<Vec<&'static str>, _>>()?;
-        command = command.mut_arg(key, |arg| arg.default_values(values));
-    }
-    Ok(command)
-}
-
-fn property(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("expected NAME=VALUE".to_owned()),
     }
 }
 
@@ -189,19 +103,11 @@ fn in_flight() -> clap::builder::RangedI64ValueParser<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     fn load(args: &[&str]) -> Result<Config, Error> {
         let program = std::iter::once("sluice-gateway");
         Config::load(program.chain(args.iter().copied()).map(OsString::from))
-    }
-
-    fn with(text: &str, args: &[&str]) -> Result<Config, Error> {
-        let path = std::env::temp_dir().join(format!("sluice-config-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&path, text).expect("write");
-        let file = path.to_str().expect("text").to_owned();
-        let config = load(&[&["--config", &file], args].concat());
-        std::fs::remove_file(&path).expect("remove");
-        config
     }
 
     #[test]
@@ -211,30 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_file_and_the_file_the_default() {
-        let text = "max_in_flight_events = 500\nkafka_property = [\"linger.ms=1\", \"client.rack=a\"]\n";
-        let config = with(text, &[]).expect("loads");
-        assert_eq!(config.max_in_flight_events, 500);
-        assert_eq!(config.kafka_config().extra["client.rack"], "a");
-        let config = with(text, &["--max-in-flight-events", "7"]).expect("loads");
-        assert_eq!(config.max_in_flight_events, 7);
-    }
-
-    #[test]
-    fn mistakes_are_named() {
-        for (text, word) in [
-            ("max_in_flight = 5", "unknown key max_in_flight"),
-            ("config = \"x\"", "unknown key config"),
-            ("help = true", "unknown key help"),
-            ("max_in_flight_events = 70000", "70000"),
-            ("listen = true", "boolean"),
-            ("listen = \"here\"", "here"),
-            ("listen = ", "line 1"),
-        ] {
-            let error = with(text, &[]).expect_err(text).to_string();
-            assert!(error.contains(word), "{text}: {error}");
+    fn mistakes_are_refused() {
+        for args in [["--max-in-flight-events", "70000"], ["--listen", "here"]] {
+            assert!(load(&args).is_err(), "{args:?}");
         }
-        assert!(load(&["--config", "/does/not/exist"]).is_err());
         assert!(load(&["--listen", "0.0.0.0:1"]).expect("loads").validate().is_err());
         assert!(
             load(&["--kafka-property", "acks=0"])

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::num::TryFromIntError;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use sluice_kafka::admin::Admin;
 use sluice_kafka::registry::Registry;
-use sluice_kafka::{Topics, error};
+use sluice_kafka::{Topics, error, patiently};
 use sluice_proto::avro::{EncodeError, Record};
 use sluice_proto::decision::Decision;
 use sluice_proto::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
@@ -25,12 +24,6 @@ use crate::metrics::Metrics;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
 pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
-
-/// How long the start goes on asking Kafka for what was made a moment ago: brokers learn of new topics and their leaders
-/// one after the other.
-pub const PATIENCE: Duration = Duration::from_secs(5);
-/// The pause between two tries.
-pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// The gateway cannot reach what it needs.
 #[derive(Debug, thiserror::Error)]
@@ -87,18 +80,17 @@ pub struct Parts {
 /// # Errors
 /// See [`Error`].
 pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: &Metrics) -> Result<Parts, Error> {
-    let kafka = config.kafka_config();
-    let topics = Topics::new(&config.topic_prefix);
+    let kafka = config.kafka.config();
+    let topics = Topics::new(&config.kafka.topic_prefix);
     let in_kafka = |cause| match cause {
         error::Admin::NoTopic(topic) => Error::NoTopic(topic),
         cause => Error::Topics {
-            servers: config.kafka.clone(),
+            servers: config.kafka.kafka.clone(),
             cause,
         },
     };
     let admin = Admin::new(&kafka, kafka_metrics.clone()).map_err(in_kafka)?;
-    let missing = |cause: &error::Admin| matches!(cause, error::Admin::NoTopic(_)) || cause.is_retriable();
-    let partitions = patiently(missing, || admin.check_topics(&topics)).map_err(in_kafka)?;
+    let partitions = admin.check_topics(&topics).map_err(in_kafka)?;
     let registry = Arc::new(Registry::new(&config.registry));
     let mut schemas = BTreeMap::new();
     let mut register = Register {
@@ -131,23 +123,6 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         source,
         schemas,
     })
-}
-
-/// Tries again while the error may pass, for as long as [`PATIENCE`].
-fn patiently<T, E>(may_pass: impl Fn(&E) -> bool, mut ask: impl FnMut() -> Result<T, E>) -> Result<T, E> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match ask() {
-            Err(error) if may_pass(&error) && Instant::now() < deadline => {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "the bounded pause between two tries of the start"
-                )]
-                std::thread::sleep(PAUSE);
-            }
-            answer => return answer,
-        }
-    }
 }
 
 struct Register<'a> {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use sluice_gateway::config::{self, Config};
 use sluice_gateway::server::{self, Server};
-use sluice_kafka::telemetry;
+use sluice_kafka::{options, telemetry};
 
 fn main() -> ExitCode {
     match run() {
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let config = match Config::load(std::env::args_os()) {
-        Err(config::Error::Options(error)) => error.exit(),
+        Err(config::Error::Options(options::Error::Options(error))) => error.exit(),
         loaded => loaded?,
     };
     config.validate()?;

@@ -14,6 +14,7 @@ use crate::config::{Config, Isolation};
 use crate::context;
 use crate::error;
 use crate::metrics::Metrics;
+use crate::patience::patiently;
 use crate::topics::Topics;
 
 /// How long one admin request may take.
@@ -173,12 +174,14 @@ impl Admin {
         Ok(ensured.collect())
     }
 
-    /// The number of partitions, after checking that every topic exists and all have the same. Blocks.
+    /// The number of partitions, after checking that every topic exists and all have the same. Blocks; what is missing is
+    /// waited for, as long as [`crate::PATIENCE`].
     ///
     /// # Errors
     /// [`error::Admin::NoTopic`], [`error::Admin::Partitions`], [`error::Admin::NoBroker`], [`error::Admin::Operation`].
     pub fn check_topics(&self, topics: &Topics) -> Result<usize, error::Admin> {
-        let result = self.check(topics, None);
+        let may_pass = |cause: &error::Admin| matches!(cause, error::Admin::NoTopic(_)) || cause.is_retriable();
+        let result = patiently(may_pass, || self.check(topics, None));
         self.metrics.admin("check_topics", &result);
         result
     }

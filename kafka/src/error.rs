@@ -6,7 +6,7 @@
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-pub use code::{code, is_fatal, is_transient, kind, rejected};
+pub use code::{KINDS, code, is_fatal, is_transient, kind, rejected};
 
 #[path = "error_code.rs"]
 mod code;

@@ -92,6 +92,22 @@ pub fn rejected(code: Code) -> bool {
     )
 }
 
+/// Every label that [`kind`] gives.
+pub const KINDS: [&str; 12] = [
+    "queue_full",
+    "timed_out",
+    "transport",
+    "purged",
+    "replicas",
+    "unknown_topic",
+    "unauthorized",
+    "offset_out_of_range",
+    "rebalance",
+    "fatal",
+    "rejected",
+    "other",
+];
+
 /// The label of a code in `kafka_producer_errors_total` and `kafka_consumer_errors_total`: one of a dozen, so that
 /// their series are few.
 pub fn kind(code: Code) -> &'static str {

@@ -10,6 +10,8 @@ pub mod context;
 pub mod error;
 pub mod headers;
 pub mod metrics;
+pub mod options;
+mod patience;
 pub mod registry;
 pub mod serve;
 pub mod telemetry;
@@ -17,4 +19,5 @@ pub mod topics;
 
 pub use config::Config;
 pub use metrics::Metrics;
+pub use patience::{PATIENCE, patiently};
 pub use topics::Topics;

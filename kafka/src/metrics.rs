@@ -105,6 +105,7 @@ impl Metrics {
     /// Handles of one topic's producer.
     pub fn producer(&self, topic: &str) -> Producer {
         let topic: Arc<str> = topic.into();
+        begin_at_zero(&self.producer_errors, &topic);
         let labels = Topic { topic: topic.clone() };
         Producer {
             produced: self.produced.get_or_create_owned(&labels),
@@ -117,6 +118,7 @@ impl Metrics {
     /// Handles of one topic's consumer.
     pub fn consumer(&self, topic: &str) -> Consumer {
         let topic: Arc<str> = topic.into();
+        begin_at_zero(&self.consumer_errors, &topic);
         let consumed = self.consumed.get_or_create_owned(&Topic { topic: topic.clone() });
         Consumer {
             consumed,
@@ -147,6 +149,14 @@ impl Metrics {
         self.admin_operations
             .get_or_create(&Operation { operation, result })
             .inc();
+    }
+}
+
+/// A series that appears with its first error looks to a rate as if it had always been there: the error goes unseen.
+fn begin_at_zero(errors: &Family<TopicError, Counter>, topic: &Arc<str>) {
+    for error in error::KINDS {
+        let topic = topic.clone();
+        drop(errors.get_or_create(&TopicError { topic, error }));
     }
 }
 
@@ -293,6 +303,7 @@ mod tests {
             "kafka_messages_consumed_total{topic=\"decisions\"} 7",
             "kafka_producer_errors_total{topic=\"payments\",error=\"queue_full\"} 1",
             "kafka_consumer_errors_total{topic=\"decisions\",error=\"transport\"} 1",
+            "kafka_consumer_errors_total{topic=\"decisions\",error=\"fatal\"} 0",
             "kafka_consumer_lag{topic=\"payments\",partition=\"3\"} 42",
             "kafka_admin_operations_total{operation=\"create_topics\",result=\"ok\"} 1",
             "# TYPE kafka_producer_latency_seconds histogram",

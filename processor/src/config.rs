@@ -3,14 +3,13 @@
 //!
 //! Comes first in `main`, before [`crate::processor`].
 
-mod file;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
+use sluice_kafka::options;
 use sqlx::postgres::PgConnectOptions;
 
 /// Most lanes of one process: each has a thread, a Postgres connection and three Kafka clients.
@@ -25,12 +24,9 @@ pub const MAX_BATCH_EVENTS: u32 = 50_000;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "sluice-processor", version)]
 pub struct Config {
-    /// Kafka's bootstrap servers: host:port, comma separated.
-    #[arg(long, env = "SLUICE_KAFKA", default_value = "127.0.0.1:19092")]
-    pub kafka: String,
-    /// A librdkafka property as key=value, such as security.protocol=ssl; may be repeated.
-    #[arg(long, env = "SLUICE_KAFKA_PROPERTY", value_delimiter = ',')]
-    pub kafka_property: Vec<String>,
+    /// Kafka.
+    #[command(flatten)]
+    pub kafka: options::Kafka,
     /// URL of the schema registry's Confluent-compatible API.
     #[arg(
         long,
@@ -46,9 +42,6 @@ pub struct Config {
         hide_env_values = true
     )]
     pub postgres: String,
-    /// Put before the name of every topic, consumer group and transactional id.
-    #[arg(long, env = "SLUICE_TOPIC_PREFIX", default_value = "")]
-    pub topic_prefix: String,
     /// Consumer group, before the prefix.
     #[arg(long, env = "SLUICE_GROUP", default_value = "sluice-processor")]
     pub group: String,
@@ -80,13 +73,13 @@ pub struct Config {
     /// What is logged, as a tracing-subscriber filter such as info or warn,sluice_processor=debug.
     #[arg(long, env = "SLUICE_LOG", default_value = "info")]
     pub log: String,
-    /// OTLP gRPC endpoint to which spans of sampled payments are exported; none are, without it.
+    /// OTLP gRPC endpoint to which spans of sampled payments are exported; none are when unset.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
     /// Thresholds of the rules.
     #[command(flatten)]
     pub thresholds: Thresholds,
-    /// A TOML file with further options.
+    /// A TOML file with further options; none when unset.
     #[arg(long, env = "SLUICE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Checks the options, says whether they are valid, and exits.
@@ -161,25 +154,9 @@ impl Default for Thresholds {
 /// Why the options cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A flag or variable is unknown, missing or malformed; also `--help` and `--version`.
+    /// Flags, environment and file.
     #[error(transparent)]
-    Options(#[from] clap::Error),
-    /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or has a key that there is not.
-    #[error("{}: {reason}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Options(#[from] options::Error),
     /// An option has a value that cannot work.
     #[error("{option}: {reason}")]
     Invalid {
@@ -199,29 +176,14 @@ impl Config {
     /// # Errors
     /// See [`Error`]; `Options` knows how to print itself and which code to exit with.
     pub fn load() -> Result<Self, Error> {
-        let config = file::parse(std::env::args_os())?;
+        let config = options::load::<Self>(std::env::args_os())?;
         config.validate()?;
         Ok(config)
     }
 
-    /// How to reach Kafka. `key=value` was checked in [`Config::load`].
-    pub fn kafka(&self) -> sluice_kafka::Config {
-        let extra = self
-            .kafka_property
-            .iter()
-            .filter_map(|property| property.split_once('='))
-            .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
-            .collect();
-        sluice_kafka::Config {
-            bootstrap_servers: self.kafka.clone(),
-            topic_prefix: self.topic_prefix.clone(),
-            extra,
-        }
-    }
-
     /// The consumer group, with the prefix.
     pub fn group_name(&self) -> String {
-        format!("{}{}", self.topic_prefix, self.group)
+        format!("{}{}", self.kafka.topic_prefix, self.group)
     }
 
     /// The transactional id of a lane: stable over restarts of this instance.
@@ -236,10 +198,7 @@ impl Config {
 
     fn validate(&self) -> Result<(), Error> {
         let invalid = |option, reason: String| Err(Error::Invalid { option, reason });
-        if let Some(property) = self.kafka_property.iter().find(|property| !property.contains('=')) {
-            return invalid("--kafka-property", format!("{property:?} is not key=value"));
-        }
-        self.kafka().validate()?;
+        self.kafka.config().validate()?;
         let postgres = ["postgres://", "postgresql://"];
         if !postgres.iter().any(|scheme| self.postgres.starts_with(scheme))
             || PgConnectOptions::from_str(&self.postgres).is_err()

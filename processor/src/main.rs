@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use sluice_kafka::telemetry;
+use sluice_kafka::{options, telemetry};
 use sluice_processor::config::{self, Config};
 use sluice_processor::processor::Processor;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,7 +17,7 @@ const INTERRUPTED: i32 = 130;
 fn main() -> ExitCode {
     let config = match Config::load() {
         Ok(config) => config,
-        Err(config::Error::Options(error)) => error.exit(),
+        Err(config::Error::Options(options::Error::Options(error))) => error.exit(),
         Err(error) => {
             eprintln!("sluice-processor: {error}");
             return ExitCode::from(2);

@@ -110,11 +110,11 @@ impl Processor {
         let kafka_metrics = metrics::Metrics::register(&mut registry);
         let metrics = Metrics::register(&mut registry);
 
-        let topics = Topics::new(&config.topic_prefix);
+        let topics = Topics::new(&config.kafka.topic_prefix);
         let (payment_schema, decision_schema) = {
             let (config, topics, metrics) = (config.clone(), topics.clone(), kafka_metrics.clone());
             blocking(move || {
-                admin::Admin::new(&config.kafka(), metrics)?.check_topics(&topics)?;
+                admin::Admin::new(&config.kafka.config(), metrics)?.check_topics(&topics)?;
                 register_schemas(&Registry::new(&config.registry), &topics)
             })
             .await?
@@ -140,7 +140,7 @@ impl Processor {
             decision_schema,
             // The lanes wait in their own way, which keeps them in their group.
             registry: Arc::new(Registry::with_patience(&config.registry, Duration::ZERO)),
-            kafka: config.kafka(),
+            kafka: config.kafka.config(),
             postgres: config.postgres,
             topics,
             metrics,
