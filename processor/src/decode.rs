@@ -1,7 +1,7 @@
 //! Owns the step from a Kafka record to a checked payment, or to the reason why there is none.
 //!
 //! Comes after [`crate::consume`], before [`crate::state`]. Replay reads the same way, so that the same records are left
-//! out.
+//! out; [`crate::refill`] reads decisions with the same care for versions.
 
 use std::sync::Arc;
 
@@ -35,14 +35,14 @@ pub(crate) enum Failure {
     Registry(error::Registry),
 }
 
-/// Reads payments of any version of their schema.
-pub(crate) struct Decoder {
-    avro: avro::Decoder<PaymentRecord>,
+/// Reads records of one type, of any version of their schema.
+pub(crate) struct Versions<T> {
+    avro: avro::Decoder<T>,
     registry: Arc<Registry>,
 }
 
-impl Decoder {
-    /// A decoder that knows this version's schema under its id. `registry` is asked for the others, and should not be
+impl<T: avro::Record> Versions<T> {
+    /// A reader that knows this version's schema under its id. `registry` is asked for the others, and should not be
     /// patient: the lane has its own way of waiting.
     pub(crate) fn new(schema_id: i32, registry: Arc<Registry>) -> Result<Self, avro::DecodeError> {
         Ok(Self {
@@ -51,17 +51,9 @@ impl Decoder {
         })
     }
 
-    /// Reads and checks one record.
-    pub(crate) fn decode<'m>(&mut self, message: &'m BorrowedMessage<'_>) -> Result<Input<'m>, Failure> {
-        let unreadable = |error: String| Failure::Letter {
-            kind: Kind::Deserialization,
-            error,
-        };
-        let bytes = message
-            .payload()
-            .ok_or_else(|| unreadable("the record has no value".to_owned()))?;
-        let [traceparent] = sluice_kafka::headers::read(message.headers(), [headers::TRACEPARENT])
-            .map_err(|error| unreadable(error.to_string()))?;
+    /// Reads one record, which is not checked.
+    pub(crate) fn read(&mut self, message: &BorrowedMessage<'_>) -> Result<T, Failure> {
+        let bytes = message.payload().ok_or_else(|| unreadable("the record has no value"))?;
         let record = match self.avro.decode(bytes) {
             Err(avro::DecodeError::UnknownSchema(id)) => {
                 self.learn(id)?;
@@ -69,7 +61,33 @@ impl Decoder {
             }
             decoded => decoded,
         };
-        let record = record.map_err(|error| unreadable(error.to_string()))?;
+        record.map_err(unreadable)
+    }
+
+    fn learn(&mut self, id: i32) -> Result<(), Failure> {
+        let number = u32::try_from(id).map_err(|_| unreadable(format!("schema id {id} is negative")))?;
+        match self.registry.schema_by_id(number) {
+            Ok(schema) => self.avro.learn(id, &schema).map_err(unreadable),
+            Err(error) if error.is_retriable() => Err(Failure::Registry(error)),
+            Err(error) => Err(unreadable(error)),
+        }
+    }
+}
+
+/// Reads payments.
+pub(crate) struct Decoder(Versions<PaymentRecord>);
+
+impl Decoder {
+    /// See [`Versions::new`].
+    pub(crate) fn new(schema_id: i32, registry: Arc<Registry>) -> Result<Self, avro::DecodeError> {
+        Versions::new(schema_id, registry).map(Self)
+    }
+
+    /// Reads and checks one record.
+    pub(crate) fn decode<'m>(&mut self, message: &'m BorrowedMessage<'_>) -> Result<Input<'m>, Failure> {
+        let record = self.0.read(message)?;
+        let [traceparent] =
+            sluice_kafka::headers::read(message.headers(), [headers::TRACEPARENT]).map_err(unreadable)?;
         let occurred_at = record.occurred_at;
         let appended_at = message
             .timestamp()
@@ -85,20 +103,11 @@ impl Decoder {
             traceparent: sluice_kafka::headers::text(traceparent),
         })
     }
+}
 
-    fn learn(&mut self, id: i32) -> Result<(), Failure> {
-        let unreadable = |error: String| Failure::Letter {
-            kind: Kind::Deserialization,
-            error,
-        };
-        let number = u32::try_from(id).map_err(|_| unreadable(format!("schema id {id} is negative")))?;
-        match self.registry.schema_by_id(number) {
-            Ok(schema) => self
-                .avro
-                .learn(id, &schema)
-                .map_err(|error| unreadable(error.to_string())),
-            Err(error) if error.is_retriable() => Err(Failure::Registry(error)),
-            Err(error) => Err(unreadable(error.to_string())),
-        }
+fn unreadable(error: impl ToString) -> Failure {
+    Failure::Letter {
+        kind: Kind::Deserialization,
+        error: error.to_string(),
     }
 }

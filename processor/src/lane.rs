@@ -27,7 +27,7 @@ use crate::decode::{Decoder, Failure};
 use crate::ledger::{self, Ledger, Owner, Rows};
 use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
-use crate::replay::{self, Kept, Replayed};
+use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
 use crate::state::{Horizons, Observed, State};
 use crate::takeover::{self, Start, take_over};
@@ -232,7 +232,7 @@ impl Lane<'_> {
         };
         self.parts = match take_over(&start, &mut self.links, &mut self.decoder, goes_on) {
             // The next poll tells which assignment there is to take over instead.
-            Err(takeover::Error::Replay(replay::Error::Cancelled)) => return Ok(()),
+            Err(error) if error.is_cancelled() => return Ok(()),
             taken => taken?,
         };
         self.settings.metrics.breaker(self.number, false);

@@ -71,6 +71,14 @@ pub(crate) struct Compensated {
     pub(crate) last_off: i64,
 }
 
+/// Rows that were missing and are written again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refilled {
+    pub(crate) rows: i64,
+    pub(crate) first_off: i64,
+    pub(crate) last_off: i64,
+}
+
 /// A payment's identity within the ledger.
 pub(crate) type Key = (i32, String, Uuid);
 
@@ -197,6 +205,42 @@ impl Ledger {
             set_watermarks(&mut transaction, &topic, owners).await?;
             transaction.commit().await?;
             Ok(())
+        })
+    }
+
+    /// Whether there is a row for this offset.
+    pub(crate) fn holds(&mut self, part: i32, off: i64) -> Result<bool, Error> {
+        const SQL: &str = "SELECT EXISTS (SELECT 1 FROM ledger WHERE part = $1 AND off = $2)";
+        self.call("look for a row", async move |connection| {
+            Ok(sqlx::query_scalar(SQL)
+                .bind(part)
+                .bind(off)
+                .fetch_one(connection)
+                .await?)
+        })
+    }
+
+    /// Writes rows of committed decisions, unless they are there, and sets the watermark, which proves the ownership; all
+    /// or nothing. Says what was missing.
+    pub(crate) fn refill(&mut self, owner: Owner, rows: &mut Rows) -> Result<Option<Refilled>, Error> {
+        let topic = self.topic.clone();
+        self.call("fill rows in again", async move |connection| {
+            let mut transaction = connection.begin().await?;
+            set_watermarks(&mut transaction, &topic, &[owner]).await?;
+            transaction.execute(rows::CREATE_REFILL).await?;
+            let mut copy = transaction.copy_in_raw(rows::COPY_REFILL).await?;
+            copy.send(rows.finish()).await?;
+            copy.finish().await?;
+            let filled = sqlx::query_as(rows::MOVE_REFILL).fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok(match filled {
+                (rows, Some(first_off), Some(last_off)) => Some(Refilled {
+                    rows,
+                    first_off,
+                    last_off,
+                }),
+                (_, _, _) => None,
+            })
         })
     }
 

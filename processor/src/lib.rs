@@ -17,6 +17,7 @@ mod lane;
 mod ledger;
 mod metrics;
 mod publish;
+mod refill;
 mod replay;
 mod rules;
 mod score;

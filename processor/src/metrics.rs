@@ -79,6 +79,7 @@ pub(crate) struct Metrics {
     takeover_duration: Latency,
     replayed: Counter,
     compensated: Counter,
+    refilled: Counter,
     breaker_open: Family<ByLane, Gauge>,
     remembered_payments: Family<ByLane, Gauge>,
     remembered_accounts: Family<ByLane, Gauge>,
@@ -97,6 +98,7 @@ impl Metrics {
             takeover_duration: Latency::default(),
             replayed: Counter::default(),
             compensated: Counter::default(),
+            refilled: Counter::default(),
             breaker_open: Family::default(),
             remembered_payments: Family::default(),
             remembered_accounts: Family::default(),
@@ -148,6 +150,11 @@ impl Metrics {
             "compensated_rows",
             "Prepared ledger rows removed by takeovers",
             metrics.compensated.clone(),
+        );
+        our.register(
+            "refilled_rows",
+            "Ledger rows that Postgres had lost, filled in again by takeovers",
+            metrics.refilled.clone(),
         );
         our.register(
             "breaker_open",
@@ -207,6 +214,11 @@ impl Metrics {
         self.takeover_duration.observe(took);
         self.replayed.inc_by(replayed);
         self.compensated.inc_by(compensated);
+    }
+
+    /// Counts ledger rows that were lost and are filled in again.
+    pub(crate) fn refilled(&self, rows: u64) {
+        self.refilled.inc_by(rows);
     }
 
     /// Says whether a lane's breaker is open.

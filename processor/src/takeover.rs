@@ -1,5 +1,5 @@
 //! Owns what a lane does before it processes a partition that it was just assigned, or that it is in doubt about: the
-//! six steps below, in this order.
+//! seven steps below, in this order.
 //!
 //! Comes before the lane's first batch, after every rebalance, and after every failure.
 
@@ -15,6 +15,7 @@ use crate::decode::Decoder;
 use crate::lane::{Links, Part, Settings};
 use crate::ledger::{self, Ledger, Owner};
 use crate::publish;
+use crate::refill::{self, Doubt};
 use crate::replay::{self, Replayed};
 
 /// How much longer than a transaction's timeout the stable offsets are waited for: the broker looks for transactions to
@@ -38,9 +39,22 @@ pub enum Error {
     /// The lane is in no group. It is a mistake of this program: nothing is assigned then.
     #[error("the lane is not a member of its group")]
     NoMember,
+    /// Filling in what Postgres lost.
+    #[error(transparent)]
+    Refill(#[from] refill::Error),
     /// Rebuilding the state.
     #[error(transparent)]
     Replay(#[from] replay::Error),
+}
+
+impl Error {
+    /// Whether the caller gave the takeover up.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        matches!(
+            self,
+            Self::Refill(refill::Error::Cancelled) | Self::Replay(replay::Error::Cancelled)
+        )
+    }
 }
 
 /// What a takeover starts from.
@@ -58,7 +72,7 @@ pub(crate) fn take_over(
     start: &Start<'_>,
     links: &mut Links,
     decoder: &mut Decoder,
-    goes_on: impl FnMut() -> bool,
+    mut goes_on: impl FnMut() -> bool,
 ) -> Result<BTreeMap<i32, Part>, Error> {
     let Start { settings, consumer, .. } = *start;
     let partitions = &start.assignment.partitions;
@@ -68,14 +82,7 @@ pub(crate) fn take_over(
     }
 
     // 1. Postgres: fence the old lane's writes.
-    let ledger = match &mut links.ledger {
-        Some(ledger) => ledger,
-        none => none.insert(Ledger::connect(
-            &settings.postgres,
-            &settings.topics.payments,
-            settings.run,
-        )?),
-    };
+    let ledger = connected(&mut links.ledger, settings)?;
     let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
 
     // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
@@ -86,9 +93,6 @@ pub(crate) fn take_over(
 
     // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
     let offsets = stable_offsets(settings, consumer, &owners)?;
-    for owner in &mut owners {
-        owner.watermark = offsets[&owner.part].committed;
-    }
 
     // 4. The group's own word that the partitions are this lane's, given after the epochs were counted up. Without it a lane
     // that was stopped for so long that it lost them could remove rows which their new owner has prepared and is about to
@@ -97,9 +101,56 @@ pub(crate) fn take_over(
     let committed = offsets.iter().map(|(part, ends)| (*part, ends.committed)).collect();
     publisher.prove(&committed, membership)?;
 
-    // 5. Postgres: what was prepared at or above that never became visible.
-    let compensated = ledger.compensate(&owners, start.reason)?;
-    for gone in &compensated {
+    // 5. Postgres: what became visible and was lost since. The next step moves the watermark by which that is noticed.
+    let doubts = owners.iter().map(|owner| Doubt {
+        owner: *owner,
+        committed: committed[&owner.part],
+    });
+    let open_for = settings.transaction_timeout + OFFSETS_SLACK;
+    let refilled = refill::fill(settings, ledger, doubts, open_for, &mut goes_on)?;
+
+    // 6. Postgres: what was prepared at or above that never became visible.
+    for owner in &mut owners {
+        owner.watermark = committed[&owner.part];
+    }
+    let compensated = compensate(ledger, &owners, start.reason)?;
+
+    // 7. The state at exactly that offset.
+    let mut states = states(settings, &owners, &offsets);
+    let config = settings.kafka.reader(Isolation::ReadCommitted);
+    let topic = &settings.topics.payments;
+    let replayed = replay::rebuild(&config, topic, decoder, &mut states, goes_on)?;
+
+    let parts = parts(owners, states);
+    consume::fetch_from(consumer, topic, parts.iter().map(|(part, it)| (*part, it.next)))?;
+    settings.metrics.taken_over(started.elapsed(), replayed, compensated);
+    tracing::info!(
+        lane = start.lane,
+        ?partitions,
+        reason = start.reason,
+        replayed,
+        refilled,
+        compensated,
+        took_ms = started.elapsed().as_millis() as u64,
+        "taken over"
+    );
+    Ok(parts)
+}
+
+fn connected<'l>(ledger: &'l mut Option<Ledger>, settings: &Settings) -> Result<&'l mut Ledger, ledger::Error> {
+    match ledger {
+        Some(ledger) => Ok(ledger),
+        none => {
+            let new = Ledger::connect(&settings.postgres, &settings.topics.payments, settings.run)?;
+            Ok(none.insert(new))
+        }
+    }
+}
+
+/// Says how many rows were removed.
+fn compensate(ledger: &mut Ledger, owners: &[Owner], reason: &str) -> Result<u64, ledger::Error> {
+    let mut rows = 0;
+    for gone in ledger.compensate(owners, reason)? {
         tracing::warn!(
             partition = gone.part,
             rows = gone.rows,
@@ -107,42 +158,23 @@ pub(crate) fn take_over(
             last = gone.last_off,
             "compensated prepared rows"
         );
+        rows += gone.rows.unsigned_abs();
     }
+    Ok(rows)
+}
 
-    // 6. The state at exactly that offset.
-    let mut states = owners
-        .iter()
-        .map(|owner| {
-            let Ends { low, committed } = offsets[&owner.part];
-            let usable = settings
-                .kept
-                .take(owner.part)
-                .filter(|kept| (low..=committed).contains(&kept.next));
-            let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
-            (owner.part, (replayed, committed))
-        })
-        .collect();
-    let config = settings.kafka.reader(Isolation::ReadCommitted);
-    let replayed = replay::rebuild(&config, &settings.topics.payments, decoder, &mut states, goes_on)?;
-
-    let parts = parts(owners, states);
-    consume::fetch_from(
-        consumer,
-        &settings.topics.payments,
-        parts.iter().map(|(part, it)| (*part, it.next)),
-    )?;
-    let rows = compensated.iter().map(|gone| gone.rows.unsigned_abs()).sum();
-    settings.metrics.taken_over(started.elapsed(), replayed, rows);
-    tracing::info!(
-        lane = start.lane,
-        ?partitions,
-        reason = start.reason,
-        replayed,
-        compensated = rows,
-        took_ms = started.elapsed().as_millis() as u64,
-        "taken over"
-    );
-    Ok(parts)
+/// What is known of each partition's state, which may be nothing, and the offset that it has to be brought up to.
+fn states(settings: &Settings, owners: &[Owner], offsets: &BTreeMap<i32, Ends>) -> BTreeMap<i32, (Replayed, i64)> {
+    let state = |owner: &Owner| {
+        let Ends { low, committed } = offsets[&owner.part];
+        let usable = settings
+            .kept
+            .take(owner.part)
+            .filter(|kept| (low..=committed).contains(&kept.next));
+        let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
+        (owner.part, (replayed, committed))
+    };
+    owners.iter().map(state).collect()
 }
 
 fn parts(owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {

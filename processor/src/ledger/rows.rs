@@ -1,13 +1,33 @@
 //! Owns the ledger's rows in Postgres' binary COPY format.
 //!
-//! Comes after the batch is decided, before [`super::Ledger::prepare`].
+//! Comes after the batch is decided, before [`super::Ledger::prepare`]; or after [`crate::refill`] found decisions without rows,
+//! before [`super::Ledger::refill`].
 
 use sluice_proto::decision::Decision;
 use uuid::Uuid;
 
+/// The columns that a row fills, in its order.
+macro_rules! columns {
+    () => {
+        "part, off, tenant, event_id, account_id, amount, currency, occurred_at, outcome, score, reasons, \
+         rule_set_version, late, epoch, run"
+    };
+}
+
 /// The statement that [`Rows`] are the data of.
-pub(super) const COPY: &str = "COPY ledger (part, off, tenant, event_id, account_id, amount, currency, occurred_at, \
-                               outcome, score, reasons, rule_set_version, late, epoch, run) FROM STDIN (FORMAT binary)";
+pub(super) const COPY: &str = concat!("COPY ledger (", columns!(), ") FROM STDIN (FORMAT binary)");
+/// A table like the ledger, for rows of which some may be there already: COPY itself passes over nothing.
+pub(super) const CREATE_REFILL: &str = "CREATE TEMPORARY TABLE refill (LIKE ledger INCLUDING DEFAULTS) ON COMMIT DROP";
+/// The statement that [`Rows`] are the data of when they go there.
+pub(super) const COPY_REFILL: &str = concat!("COPY refill (", columns!(), ") FROM STDIN (FORMAT binary)");
+/// Moves them on to the ledger, without those that are there by their place or by their event_id.
+pub(super) const MOVE_REFILL: &str = concat!(
+    "WITH filled AS (INSERT INTO ledger (",
+    columns!(),
+    ") SELECT ",
+    columns!(),
+    " FROM refill ON CONFLICT DO NOTHING RETURNING off) SELECT count(*), min(off), max(off) FROM filled"
+);
 const COLUMNS: i16 = 15;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
@@ -42,6 +62,10 @@ impl Rows {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 
     /// Adds a decision, as written by a lane of this epoch in this run.

@@ -14,6 +14,7 @@ mod rebalance;
 mod resume;
 mod rules;
 mod shutdown;
+mod takeover;
 mod tenants;
 mod tools;
 mod traces;
