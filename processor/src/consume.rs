@@ -176,10 +176,13 @@ pub(crate) fn collect<'c>(
     let mut bytes = 0;
     let mut deadline = None;
     loop {
-        let timeout = deadline.map_or(wait, |deadline: Instant| {
-            deadline.saturating_duration_since(Instant::now())
-        });
-        let polled = consumer.poll(timeout);
+        // The clock is asked only where there is something to wait for.
+        let left = || {
+            deadline.map_or(wait, |deadline: Instant| {
+                deadline.saturating_duration_since(Instant::now())
+            })
+        };
+        let polled = consumer.poll(Duration::ZERO).or_else(|| consumer.poll(left()));
         if !consumer.context().is_current(change) {
             return Ok(Collected::Rebalanced);
         }

@@ -15,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _,
 use rdkafka::util::Timeout;
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use sluice_kafka::{Config, Topics, error, metrics};
-use sluice_proto::avro::{EncodeError, Encoder, Record};
+use sluice_proto::avro::{EncodeError, Encoder};
 use sluice_proto::decision::Decision;
 use sluice_proto::headers;
 
@@ -230,25 +230,18 @@ impl Publisher {
         self.key.push_str(&decision.tenant);
         self.key.push('/');
         self.key.push_str(&decision.account_id);
-        let mut id = uuid::Uuid::encode_buffer();
-        let id: &str = decision.event_id.uuid().hyphenated().encode_lower(&mut id);
-        let text = |key, value| Header {
-            key,
-            value: Some(value),
-        };
-        let mut own = OwnedHeaders::new_with_capacity(4)
-            .insert(text(headers::EVENT_ID, id))
-            .insert(text(headers::TENANT, &decision.tenant))
-            .insert(text(headers::SCHEMA, Decision::SCHEMA_NAME));
-        let continued = output.span.as_ref().map(sluice_kafka::telemetry::Span::traceparent);
-        if let Some(traceparent) = continued.as_deref().or(output.traceparent) {
-            own = own.insert(text(headers::TRACEPARENT, traceparent));
-        }
-        let record = BaseRecord::<str, [u8]>::to(&self.topics.decisions)
+        let mut record = BaseRecord::<str, [u8]>::to(&self.topics.decisions)
             .partition(decision.source_partition)
             .key(&self.key)
-            .payload(&self.payload)
-            .headers(own);
+            .payload(&self.payload);
+        // Key and value say everything else; a header costs each reader and the producer several allocations.
+        let continued = output.span.as_ref().map(sluice_kafka::telemetry::Span::traceparent);
+        if let Some(traceparent) = continued.as_deref().or(output.traceparent) {
+            record = record.headers(OwnedHeaders::new_with_capacity(1).insert(Header {
+                key: headers::TRACEPARENT,
+                value: Some(traceparent),
+            }));
+        }
         self.producer
             .send(record)
             .map_err(|(error, _)| error::Producer::Refused(error))?;

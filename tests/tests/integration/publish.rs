@@ -188,11 +188,12 @@ fn any_avro_consumer_reads_both_topics_through_the_registry() {
         }
 
         let records = read(stack, topics::DECISIONS).await?;
-        let record = find(&records, &payment.event_id).context("no decision")?;
+        // A decision carries no header but the trace, if there is one: its key tells the account and its value the rest.
+        let key = format!("{}/avro", tenant.name);
+        let record = records.iter().find(|record| record.key == key).context("no decision")?;
         let value = generic(stack, record).await?;
         assert_eq!(text(&value, "event_id"), payment.event_id);
         assert_eq!(text(&value, "outcome"), "APPROVE");
-        assert_eq!(record.header(headers::SCHEMA)?, "sluice.v1.FraudDecision");
         Ok(())
     });
 }

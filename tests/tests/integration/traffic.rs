@@ -21,6 +21,7 @@ const TICK: Duration = Duration::from_millis(10);
 pub(crate) struct Traffic {
     tenant: Tenant,
     stop: watch::Sender<bool>,
+    published: watch::Receiver<usize>,
     decided: watch::Receiver<usize>,
     publishing: JoinHandle<Result<Published>>,
     receiving: JoinHandle<Result<Subscription>>,
@@ -54,20 +55,22 @@ impl Traffic {
         let (stop, stopped) = watch::channel(false);
         let (ids, wanted) = oneshot::channel();
         let (count, decided) = watch::channel(0);
-        let publishing = tokio::spawn(publish(publisher, tenant.name.clone(), stopped, ids));
+        let (sent, published) = watch::channel(0);
+        let publishing = tokio::spawn(publish(publisher, tenant.name.clone(), stopped, sent, ids));
         let receiving = tokio::spawn(receive(Subscription::over(subscriber), wanted, count));
         Ok(Self {
             tenant,
             stop,
+            published,
             decided,
             publishing,
             receiving,
         })
     }
 
-    /// Waits until so many more payments are decided than now.
+    /// Waits until so many more payments are decided than are published now, so that everything works that works again.
     pub(crate) async fn flows(&mut self, more: usize) -> Result<()> {
-        let goal = *self.decided.borrow() + more;
+        let goal = *self.published.borrow() + more;
         let reached = self.decided.wait_for(|decided| *decided >= goal);
         let reached = wait::soon("payments are decided", async { reached.await.map(|_decided| ()) }).await;
         let decided = *self.decided.borrow();
@@ -118,6 +121,7 @@ async fn publish(
     publisher: Publisher,
     tenant: String,
     stopped: watch::Receiver<bool>,
+    sent: watch::Sender<usize>,
     ids: oneshot::Sender<Vec<String>>,
 ) -> Result<Published> {
     let mut ticks = tokio::time::interval(TICK);
@@ -132,6 +136,7 @@ async fn publish(
             .collect();
         published.extend(batch.clone());
         tickets.extend(publisher.publish_all(batch).await?);
+        sent.send_replace(published.len());
     }
     let mut expected = Expected::of(&tenant);
     expected.published = events::ids(&published).into_iter().collect();
