@@ -25,7 +25,7 @@ pub(crate) const MAX_POPULATION: u32 = 10_000_000;
 /// Accounts for each payment a second, at least: so many that few of them pay twice in a minute.
 const ACCOUNTS_PER_RATE: f64 = 200.0;
 const MIN_ACCOUNTS: u32 = 20_000;
-const MAX_ACCOUNTS: u32 = 2_000_000;
+const MAX_ACCOUNTS: u32 = MAX_POPULATION;
 /// An honest account waits so long before it pays again: at most 4 payments in a minute.
 const PAUSE_MICROS: i64 = 15 * MICROS_PER_S;
 /// A fraud begins with an account that has been idle for the rules' minute besides its pause.
@@ -34,8 +34,10 @@ const IDLE_MICROS: i64 = 60 * MICROS_PER_S;
 const NEVER: i64 = i64::MIN / 2;
 /// After a fraud an account is not used again for so long, lest its honest payments set rules off.
 const REST_MICROS: i64 = 24 * 3_600 * MICROS_PER_S;
-/// How often another account is drawn before the next one that may pay is taken.
+/// How often another account is drawn by its popularity, and then by chance: popular accounts are busy next to each other.
 const DRAWS: u32 = 4;
+/// After so many draws nearly every account is busy, and one more payment of a busy one it is.
+const MAX_DRAWS: u32 = 64;
 /// Shares of payments that begin a fraud. A burst is several payments.
 const LARGE_SHARE: f64 = 0.010;
 const BURST_SHARE: f64 = 0.002;
@@ -252,14 +254,14 @@ impl Generator {
     fn account(&mut self, at_micros: i64, idle_micros: i64) -> u32 {
         let count = self.free_at.len() as u32;
         let mut account = self.accounts.draw(&mut self.random);
-        for draw in 1..count {
+        for draw in 1..MAX_DRAWS {
             if self.free_at[account as usize] + idle_micros <= at_micros {
                 break;
             }
             account = if draw < DRAWS {
                 self.accounts.draw(&mut self.random)
             } else {
-                (account + 1) % count
+                self.random.u32(..count)
             };
         }
         account

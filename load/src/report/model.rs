@@ -81,6 +81,8 @@ pub(crate) struct Offered {
     pub(crate) sent_in_time: u64,
     /// How long the schedule was.
     pub(crate) schedule_s: f64,
+    /// Processor time of the loader's whole process.
+    pub(crate) cpu_s: Option<f64>,
     /// Time that workers were held back, by what.
     pub(crate) held_s: BTreeMap<String, f64>,
 }
@@ -259,6 +261,7 @@ impl Report {
         self.offered.due = self.offered.due.zip(other.offered.due).map(|(a, b)| a + b);
         self.offered.sent_in_time += other.offered.sent_in_time;
         self.offered.schedule_s = self.offered.schedule_s.max(other.offered.schedule_s);
+        self.offered.cpu_s = self.offered.cpu_s.zip(other.offered.cpu_s).map(|(a, b)| a + b);
         add_all(&mut self.offered.held_s, &other.offered.held_s);
         for (rule, more) in &other.rules {
             let found = self.rules.entry(rule.clone()).or_default();

@@ -101,6 +101,9 @@ fn head(out: &mut String, report: &Report) {
             report.offered.sent_in_time
         );
     }
+    if let Some(cpu_s) = report.offered.cpu_s {
+        line!(out, "  Loader:\t{} of processor time", micros(cpu_s * 1e6));
+    }
     let held: Vec<String> = report
         .offered
         .held_s

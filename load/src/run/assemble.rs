@@ -31,6 +31,7 @@ pub(crate) struct Measured {
     from_ns: u64,
     /// When the run was interrupted.
     interrupted_ns: Option<u64>,
+    cpu_before_s: f64,
     events: Option<u64>,
     until_ns: Option<u64>,
 }
@@ -45,6 +46,7 @@ impl Measured {
             decided_before: 0,
             from_ns: 0,
             interrupted_ns: None,
+            cpu_before_s: own_cpu_s().unwrap_or_default(),
             events: plan.extent.events,
             until_ns: plan.extent.until_ns,
         }
@@ -109,6 +111,25 @@ impl Measured {
         Some(self.events.map_or(due, |events| due.min(events)).max(self.due_before))
     }
 
+    /// Takes in the last stretch; what was due is then known exactly.
+    pub(crate) fn finish(&mut self, shared: &SharedRef) -> Result<()> {
+        self.tick(shared)?;
+        let taken = shared.feed.lock().taken();
+        let due = self.due_by(self.until_ns.unwrap_or(self.from_ns));
+        if let Some(due) = due {
+            let due = if self.interrupted_ns.is_some() {
+                due
+            } else {
+                due.max(taken)
+            };
+            if let Some(last) = self.seconds.last_mut() {
+                last.due = last.due.map(|before| before + due - self.due_before);
+            }
+            self.due_before = due;
+        }
+        Ok(())
+    }
+
     /// The report as things are now.
     pub(crate) fn report(
         &self,
@@ -157,6 +178,7 @@ impl Measured {
                 due: self.due.as_ref().map(|_| self.due_before),
                 sent_in_time: self.totals.in_time,
                 schedule_s: seconds(self.from_ns),
+                cpu_s: own_cpu_s().map(|cpu_s| cpu_s - self.cpu_before_s),
                 held_s: held(&self.totals),
             },
             gaps: shared.recorder.gaps().into_iter().map(gap).collect(),
@@ -183,6 +205,11 @@ impl Measured {
     fn count_untaken(&self, plan: &Plan, shared: &SharedRef) {
         count_untaken(plan, shared, self.due_before);
     }
+}
+
+/// Processor time of this process, where the kernel tells it.
+fn own_cpu_s() -> Option<f64> {
+    crate::bench::own_cpu_s().ok()
 }
 
 /// The latency that a mode is about.
@@ -263,8 +290,8 @@ fn notes(plan: &Plan, report: &Report) -> Vec<String> {
         .map_or(1.0, |due| report.offered.sent_in_time as f64 / due.max(1) as f64);
     if report.open_loop && slip > SLIP_US && slip as f64 > whole as f64 * SLIP_PART {
         notes.push(format!(
-            "the loader itself was the bottleneck: it was late by up to {} (p99); give it more processors, fewer streams or \
-             larger batches",
+            "the loader itself is the bottleneck: it was late by {} at p99, which every latency but service includes; give \
+             it more processor time, fewer streams or larger batches",
             micros(slip as f64)
         ));
     }

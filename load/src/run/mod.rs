@@ -153,7 +153,7 @@ async fn once(plan: &Plan, screen: &mut Screen) -> anyhow::Result<(Report, Vec<D
     }
     let mut measured = Measured::new(plan);
     let end_reason = watch_run(plan, &shared, &mut publishing, &mut receiving, &mut measured, screen).await?;
-    measured.tick(&shared)?;
+    measured.finish(&shared)?;
     screen.progress.finish();
     let report = measured.report(plan, &shared, end_reason, screen.name.clone())?;
     Ok((report, shared.recorder.take_details()))
