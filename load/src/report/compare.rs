@@ -14,7 +14,7 @@ pub(crate) fn table(a: &Report, b: &Report) -> String {
     let mut out = String::new();
     line!(out, "A: {}", describe(a));
     line!(out, "B: {}\n", describe(b));
-    if a.mode != b.mode || a.open_loop != b.open_loop {
+    if a.tool == b.tool && (a.mode != b.mode || a.open_loop != b.open_loop) {
         line!(
             out,
             "these runs measure different things; read the differences with care\n"
@@ -31,7 +31,8 @@ pub(crate) fn table(a: &Report, b: &Report) -> String {
     for metric in metrics {
         let (one, two) = (&a.latencies[metric], &b.latencies[metric]);
         row(&format!("{metric} mean"), one.mean_us, two.mean_us, &micros);
-        for column in COLUMNS {
+        let both = |column: &f64| [one, two].iter().all(|each| each.percentiles_us.contains_key(&column.to_string()));
+        for column in COLUMNS.into_iter().filter(both) {
             let (one, two) = (one.percentile_us(column) as f64, two.percentile_us(column) as f64);
             row(&format!("{metric} p{column}"), one, two, &micros);
         }

@@ -11,6 +11,7 @@ macro_rules! line {
 }
 
 mod compare;
+mod ghz;
 mod html;
 mod lines;
 mod model;
@@ -115,7 +116,7 @@ pub struct ReportArgs {
 /// Options of `sluice-load compare`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompareArgs {
-    /// A report in JSON
+    /// A report in JSON, of sluice-load or ghz
     a: PathBuf,
     /// Another one
     b: PathBuf,
@@ -124,6 +125,14 @@ pub struct CompareArgs {
 fn read(path: &Path) -> anyhow::Result<Report> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Report::parse(&text).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// A report of ours, or one of ghz.
+fn read_any(path: &Path) -> anyhow::Result<Report> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let is_ours = serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|value| value.get("form").is_some());
+    let report = if is_ours { Report::parse(&text) } else { ghz::parse(&text) };
+    report.with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// Makes another form of reports that were kept. `Ok(true)` when the runs were good.
@@ -149,6 +158,6 @@ pub fn report(args: &ReportArgs) -> anyhow::Result<bool> {
 /// # Errors
 /// When one cannot be read.
 pub fn compare(args: &CompareArgs) -> anyhow::Result<bool> {
-    print!("{}", compare::table(&read(&args.a)?, &read(&args.b)?));
+    print!("{}", compare::table(&read_any(&args.a)?, &read_any(&args.b)?));
     Ok(true)
 }

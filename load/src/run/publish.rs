@@ -151,7 +151,7 @@ impl Publisher {
                 farewell(session).await;
                 return Ok(End::Finished);
             }
-            if draining.is_some_and(|until_ns| now_ns >= until_ns || self.window.is_settled()) {
+            if draining.is_some_and(|until_ns| now_ns >= until_ns || self.window.is_answered()) {
                 return Ok(End::Lost(Status::unavailable("the server is draining").into()));
             }
             let sendable = !deaf && draining.is_none() && self.window.has_unsent();

@@ -100,6 +100,11 @@ impl Window {
         self.unsettled == 0
     }
 
+    /// Whether nothing that was sent is waited for.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.unsettled as u64 <= self.base + self.entries.len() as u64 - self.next
+    }
+
     /// More permission; the gateway may also take some back.
     pub(crate) fn credit(&mut self, credit: pb::Credit) {
         self.credit_events = self.credit_events.saturating_add(credit.events);
