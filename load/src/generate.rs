@@ -20,10 +20,12 @@ const MICROS_PER_S: i64 = 1_000_000;
 const ACCOUNT_EXPONENT: f64 = 0.8;
 const MERCHANT_EXPONENT: f64 = 1.05;
 const MERCHANTS: u32 = 5_000;
+/// Most merchants and accounts that a caller may ask for.
+pub(crate) const MAX_POPULATION: u32 = 10_000_000;
 /// Accounts for each payment a second, at least: so many that few of them pay twice in a minute.
 const ACCOUNTS_PER_RATE: f64 = 200.0;
 const MIN_ACCOUNTS: u32 = 20_000;
-const MAX_ACCOUNTS: u32 = 2_000_000;
+const MAX_ACCOUNTS: u32 = MAX_POPULATION;
 /// An honest account waits so long before it pays again: at most 4 payments in a minute.
 const PAUSE_MICROS: i64 = 15 * MICROS_PER_S;
 /// A fraud begins with an account that has been idle for the rules' minute besides its pause.
@@ -32,8 +34,10 @@ const IDLE_MICROS: i64 = 60 * MICROS_PER_S;
 const NEVER: i64 = i64::MIN / 2;
 /// After a fraud an account is not used again for so long, lest its honest payments set rules off.
 const REST_MICROS: i64 = 24 * 3_600 * MICROS_PER_S;
-/// How often another account is drawn before the next one that may pay is taken.
+/// How often another account is drawn by its popularity, and then by chance: popular accounts are busy next to each other.
 const DRAWS: u32 = 4;
+/// After so many draws nearly every account is busy, and one more payment of a busy one it is.
+const MAX_DRAWS: u32 = 64;
 /// Shares of payments that begin a fraud. A burst is several payments.
 const LARGE_SHARE: f64 = 0.010;
 const BURST_SHARE: f64 = 0.002;
@@ -98,6 +102,33 @@ pub struct Options {
     pub rate_per_s: f64,
 }
 
+/// Who pays whom, and how often it is a fraud.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Population {
+    /// Accounts; with `None` as many as the rate asks for.
+    pub accounts: Option<u32>,
+    /// Merchants.
+    pub merchants: u32,
+    /// The exponent of Zipf's law for accounts: 0 is even.
+    pub account_exponent: f64,
+    /// The same for merchants.
+    pub merchant_exponent: f64,
+    /// Multiplies the shares of injected frauds; 0 injects none.
+    pub fraud_factor: f64,
+}
+
+impl Default for Population {
+    fn default() -> Self {
+        Self {
+            accounts: None,
+            merchants: MERCHANTS,
+            account_exponent: ACCOUNT_EXPONENT,
+            merchant_exponent: MERCHANT_EXPONENT,
+            fraud_factor: 1.0,
+        }
+    }
+}
+
 /// A payment of a fraud that began earlier.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Due {
@@ -113,6 +144,7 @@ struct Due {
 #[derive(Debug)]
 pub struct Generator {
     options: Options,
+    fraud_factor: f64,
     random: Rng,
     ids: Rng,
     count: u64,
@@ -126,14 +158,24 @@ pub struct Generator {
 impl Generator {
     /// A sequence from its beginning.
     pub fn new(options: Options) -> Self {
-        let accounts = ((options.rate_per_s * ACCOUNTS_PER_RATE) as u32).clamp(MIN_ACCOUNTS, MAX_ACCOUNTS);
+        Self::with_population(options, Population::default())
+    }
+
+    /// A sequence with a population of its own.
+    pub fn with_population(options: Options, population: Population) -> Self {
+        let usual = ((options.rate_per_s * ACCOUNTS_PER_RATE) as u32).clamp(MIN_ACCOUNTS, MAX_ACCOUNTS);
+        let accounts = population.accounts.unwrap_or(usual).clamp(1, MAX_POPULATION);
         Self {
             options,
+            fraud_factor: population.fraud_factor,
             random: Rng::with_seed(options.seed),
             ids: Rng::with_seed(options.seed ^ options.salt),
             count: 0,
-            accounts: Zipf::new(accounts, ACCOUNT_EXPONENT),
-            merchants: Zipf::new(MERCHANTS, MERCHANT_EXPONENT),
+            accounts: Zipf::new(accounts, population.account_exponent),
+            merchants: Zipf::new(
+                population.merchants.clamp(1, MAX_POPULATION),
+                population.merchant_exponent,
+            ),
             free_at: vec![NEVER; accounts as usize],
             due: BinaryHeap::new(),
         }
@@ -143,12 +185,17 @@ impl Generator {
         // Relative to the start, so that the start changes no choice.
         let at_micros = (self.count as f64 / self.options.rate_per_s * 1e6) as i64;
         self.count += 1;
+        self.generate_at(at_micros)
+    }
+
+    /// The next payment, at a moment that the caller chooses: microseconds after the start, never going back.
+    pub fn generate_at(&mut self, at_micros: i64) -> Generated {
         if self.due.peek().is_some_and(|Reverse(due)| due.at_micros <= at_micros)
             && let Some(Reverse(due)) = self.due.pop()
         {
             return self.continue_fraud(due, at_micros);
         }
-        let dice = self.random.f64();
+        let dice = self.random.f64() / self.fraud_factor;
         if dice < BURST_SHARE + TRAVEL_SHARE {
             let left = if dice < BURST_SHARE {
                 self.random.u32(BURST_PAYMENTS) - 1
@@ -207,14 +254,14 @@ impl Generator {
     fn account(&mut self, at_micros: i64, idle_micros: i64) -> u32 {
         let count = self.free_at.len() as u32;
         let mut account = self.accounts.draw(&mut self.random);
-        for draw in 1..count {
+        for draw in 1..MAX_DRAWS {
             if self.free_at[account as usize] + idle_micros <= at_micros {
                 break;
             }
             account = if draw < DRAWS {
                 self.accounts.draw(&mut self.random)
             } else {
-                (account + 1) % count
+                self.random.u32(..count)
             };
         }
         account
@@ -318,7 +365,11 @@ impl Zipf {
 
     /// By the inverse of the continuous distribution, which is close enough and needs no table.
     fn draw(&self, random: &mut Rng) -> u32 {
-        let power = 1.0 - self.exponent;
+        // At 1 the integral has another form; next to it the same one will do.
+        let power = match 1.0 - self.exponent {
+            power if power.abs() < 1e-6 => 1e-6,
+            power => power,
+        };
         let top = f64::from(self.count + 1).powf(power);
         let rank = (1.0 + random.f64() * (top - 1.0)).powf(1.0 / power);
         (rank as u32 - 1).min(self.count - 1)

@@ -1,12 +1,18 @@
-//! The publisher of demonstrations and measurements: realistic payments, the demo's table, and the benchmarks.
+//! The loader: payments at a schedule that no server slows down, what became of each, and reports of it; besides, the
+//! demo's publisher and the benchmarks.
 //!
-//! `generate` and `card_file` make payments; `demo` publishes them and follows each one to its decision; `bench`
-//! measures the gateway and the processor. Tests use the same generator.
+//! `generate`, `card_file` and `source` make events; `run` sends them and measures; `report` shows what was measured.
+//! `demo` publishes payments and follows each one to its decision; `bench` measures the gateway and the processor. Tests
+//! use the same generator.
 
 pub mod bench;
 pub mod card_file;
+pub mod config_file;
 pub mod demo;
 pub mod generate;
+pub mod report;
+pub mod run;
+mod source;
 mod world;
 
 /// The clock that events are stamped with, in microseconds since the Unix epoch.

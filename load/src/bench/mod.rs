@@ -5,6 +5,7 @@
 //! `process` are the benchmarks, `report` prints the figures: medians with their extremes.
 
 mod ingest;
+mod loader;
 mod parts;
 mod plain;
 mod process;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 use tokio::runtime::Runtime;
 
+pub(crate) use parts::own_cpu_s;
 use report::Report;
 
 /// What can be measured.
@@ -23,6 +25,8 @@ use report::Report;
 pub enum Command {
     /// How fast the gateway stores events: 64 a message, one a message over 4 streams, and a plain producer beside it
     Ingest(ingest::Args),
+    /// What the loader itself can offer on one thread, to a server that only acknowledges
+    Loader(loader::Args),
     /// How fast the processor decides a topic full of payments, and how soon at a steady rate
     Process(process::Args),
 }
@@ -47,6 +51,7 @@ struct Common {
 pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
     let (common, report): (_, Report) = match command {
         Command::Ingest(args) => (&args.common, ingest::run(args, runtime)?),
+        Command::Loader(args) => (&args.common, loader::run(args)?),
         Command::Process(args) => (&args.common, process::run(args, runtime)?),
     };
     report.print();

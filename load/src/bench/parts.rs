@@ -226,7 +226,7 @@ impl Database {
 }
 
 /// Processor time of this process so far, in seconds.
-pub(super) fn own_cpu_s() -> anyhow::Result<f64> {
+pub(crate) fn own_cpu_s() -> anyhow::Result<f64> {
     cpu_s("self")
 }
 

@@ -8,6 +8,7 @@ mod dead_letters;
 mod duplicates;
 mod examples;
 mod flow;
+mod loader;
 mod options;
 mod publish;
 mod rebalance;
