@@ -5,6 +5,7 @@ pub mod accept;
 pub mod auth;
 pub mod config;
 pub mod connect;
+pub mod decide;
 pub mod decisions;
 pub mod health;
 pub mod ingest;

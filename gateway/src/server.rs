@@ -71,6 +71,9 @@ pub enum Error {
     /// The API keys.
     #[error(transparent)]
     Keys(#[from] auth::Error),
+    /// The secrets of resume tokens.
+    #[error(transparent)]
+    Tokens(#[from] ingest::token::Error),
     /// Kafka or the registry.
     #[error(transparent)]
     Connect(#[from] connect::Error),
@@ -101,6 +104,7 @@ impl Server {
     /// See [`Error`].
     pub async fn build(config: Config, tracer: Tracer) -> Result<Self, Error> {
         let keys = Arc::new(Keys::load(config.api_keys.as_deref(), config.listen)?);
+        let signer = config.signer()?;
         let refused = |addr| move |source| Error::Listen { addr, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
         let admin = AdminServer::bind(config.admin_listen).map_err(refused(config.admin_listen))?;
@@ -115,6 +119,7 @@ impl Server {
         let Parts {
             encoders,
             publisher,
+            scanner,
             consumer,
             source,
             lookup,
@@ -126,14 +131,19 @@ impl Server {
             publisher,
             quotas: Arc::new(Quotas::new(config.quota_events_per_s, config.quota_burst_events)),
             fences: ingest::fence::Fences::default(),
+            signer,
+            scanner: Arc::new(scanner),
             gate: ingest::admit::Gate::default(),
             metrics: metrics.clone(),
             tracer,
             draining: draining.clone(),
             max_in_flight_events: config.max_in_flight_events,
+            max_session_age: Duration::from_secs(config.max_session_age_s.into()),
             clock: unix_micros,
         };
         let decisions = decisions::Shared {
+            waiting: consumer.router().waiting(),
+            look_backs: Arc::new(Semaphore::new(decisions::look_back::MAX_LOOK_BACKS)),
             router: consumer.router(),
             source,
             lookup: Arc::new(lookup),
@@ -264,6 +274,7 @@ fn routes(
     };
     let ingest = IngestServiceServer::new(Ingest {
         shared: ingest,
+        decisions: decisions.clone(),
         tasks: tasks.clone(),
     });
     let decisions = DecisionServiceServer::new(Decisions {
