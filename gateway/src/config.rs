@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use sluice_proto::bounds;
 
 use crate::auth;
 use crate::ingest::token;
+use crate::quota::{self, Limits, Quotas, Rate};
 
 /// Takes payment events in over gRPC, stores them in Kafka, and gives the decisions out.
 #[derive(Clone, Debug, Parser)]
@@ -38,12 +39,21 @@ pub struct Config {
     /// TOML file of keys, each with its tenant; when unset, the key sluice-dev-key works, on loopback only
     #[arg(long, env = "SLUICE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// Events that each tenant may publish, in events per second
+    /// Events that each tenant may publish, in events per second over all gateways
     #[arg(long, env = "SLUICE_QUOTA_EVENTS_PER_S", default_value = "1000000")]
     pub quota_events_per_s: NonZeroU32,
     /// Events that a tenant may publish at once after a pause, in events
     #[arg(long, env = "SLUICE_QUOTA_BURST_EVENTS", default_value = "1000000")]
     pub quota_burst_events: NonZeroU32,
+    /// Encoded events that each tenant may publish, in bytes per second over all gateways
+    #[arg(long, env = "SLUICE_QUOTA_BYTES_PER_S", default_value = "1000000000")]
+    pub quota_bytes_per_s: NonZeroU64,
+    /// Encoded events that a tenant may publish at once after a pause, in bytes
+    #[arg(long, env = "SLUICE_QUOTA_BURST_BYTES", default_value = "1000000000")]
+    pub quota_burst_bytes: NonZeroU64,
+    /// TOML file of other quotas for some tenants, and of quotas for principals; read again every 5 seconds
+    #[arg(long, env = "SLUICE_QUOTAS", value_name = "FILE")]
+    pub quotas: Option<PathBuf>,
     /// Events of one session that may be unacknowledged, in events; at most 65536, and a client may ask for fewer
     #[arg(long, env = "SLUICE_MAX_IN_FLIGHT_EVENTS", default_value = "10000", value_parser = in_flight())]
     pub max_in_flight_events: u32,
@@ -89,6 +99,9 @@ pub enum Error {
     /// The secrets of resume tokens.
     #[error(transparent)]
     Tokens(#[from] token::Error),
+    /// The quotas.
+    #[error(transparent)]
+    Quotas(#[from] quota::Error),
 }
 
 impl Config {
@@ -103,12 +116,31 @@ impl Config {
     /// Checks everything that can be checked without the other parts.
     ///
     /// # Errors
-    /// [`Error::Kafka`], [`Error::Keys`], [`Error::Tokens`].
+    /// [`Error::Kafka`], [`Error::Keys`], [`Error::Tokens`], [`Error::Quotas`].
     pub fn validate(&self) -> Result<(), Error> {
         self.kafka.config().validate()?;
         auth::Keys::load(self.api_keys.as_deref(), self.listen)?;
         self.signer()?;
+        self.load_quotas()?;
         Ok(())
+    }
+
+    /// The quotas of the file, with the options as the default.
+    ///
+    /// # Errors
+    /// [`quota::Error`].
+    pub fn load_quotas(&self) -> Result<Quotas, quota::Error> {
+        let defaults = Limits {
+            events: Some(Rate {
+                per_s: self.quota_events_per_s.get().into(),
+                burst: self.quota_burst_events.get().into(),
+            }),
+            bytes: Some(Rate {
+                per_s: self.quota_bytes_per_s.get() as f64,
+                burst: self.quota_burst_bytes.get() as f64,
+            }),
+        };
+        Quotas::load(self.quotas.as_deref(), defaults)
     }
 
     /// What makes and checks resume tokens.

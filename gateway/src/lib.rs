@@ -10,6 +10,7 @@ pub mod decisions;
 pub mod health;
 pub mod ingest;
 pub mod metrics;
+pub mod peers;
 pub mod quota;
 pub mod server;
 pub mod service;

@@ -21,7 +21,9 @@ pub fn on_shared(test: impl AsyncFnOnce(&Stack) -> Result<()>) {
     block_on(async {
         let stack = SHARED.get_or_try_init(|| Stack::start(Options::default())).await?;
         let _guard = ShowOnPanic(stack);
-        bounded(LIMIT, test(stack)).await.map_err(|error| with_logs(&error, stack))
+        bounded(LIMIT, test(stack))
+            .await
+            .map_err(|error| with_logs(&error, stack))
     });
 }
 

@@ -331,7 +331,10 @@ mod tests {
         acks.sending(15, 21, 120);
         acks.settle(3, 4);
         let progress = acks.progress(130);
-        assert_eq!((progress.next, progress.above, progress.since_ms), (1, vec![(3, 4)], 110));
+        assert_eq!(
+            (progress.next, progress.above, progress.since_ms),
+            (1, vec![(3, 4)], 110)
+        );
         acks.settle(1, 14);
         assert_eq!(acks.progress(130).since_ms, 120);
         acks.settle(15, 20);

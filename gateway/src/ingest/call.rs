@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use prost::Message;
 use sluice_kafka::telemetry::SpanKind;
 use sluice_proto::event::Checked;
 use sluice_proto::pb::{self, ErrorCode};
@@ -13,7 +14,6 @@ use super::encode::Scratch;
 use super::publish::{Origin, Recipient};
 use super::{Shared, decode};
 use crate::auth::Caller;
-use crate::quota;
 use crate::status::Failure;
 
 /// When a caller should try again after Kafka's queue or the gate was full.
@@ -65,10 +65,10 @@ pub(crate) fn submit<T>(
     let event = event.ok_or_else(|| {
         Failure::new(ErrorCode::RequestInvalid, "is missing", "send the event to publish").field("event")
     })?;
-    if let Err(spent) = shared.quotas.take(&caller.tenant, 1) {
+    if let Err(spent) = shared.quotas.meter(caller).take(1, event.encoded_len() as u64) {
         let remedy = "wait, or publish over a session, which waits for you";
-        let failure = Failure::new(ErrorCode::QuotaExceeded, "the tenant's quota is spent", remedy);
-        return Err(failure.quota(quota::EVENTS_PER_SECOND).retry_after(spent.retry_after));
+        let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
+        return Err(failure.quota(spent.quota).retry_after(spent.retry_after));
     }
     let checked = decode::decoded(event, &caller.tenant, (shared.clock)())?;
     let prepared = prepare(&checked)?;

@@ -140,7 +140,12 @@ impl Scanner {
                 .map_err(failed)?;
         }
         let mut from = TopicPartitionList::new();
-        for element in self.lookup.offsets_for_times(times, timeout).map_err(failed)?.elements() {
+        for element in self
+            .lookup
+            .offsets_for_times(times, timeout)
+            .map_err(failed)?
+            .elements()
+        {
             element.error().map_err(failed)?;
             if let Offset::Offset(_) = element.offset() {
                 from.add_partition_offset(topic, element.partition(), element.offset())

@@ -31,7 +31,7 @@ use super::token::Owner;
 use super::{Shared, decode, fence};
 use crate::auth::Caller;
 use crate::metrics::Counted;
-use crate::quota;
+use crate::quota::{LONGEST_HOLD, Meter};
 use crate::status::{self, Failure};
 
 /// How long settled events wait for others to share an ack with: the resolution of the timer.
@@ -75,8 +75,8 @@ struct Batch {
     duplicates: Vec<RangeInclusive<u64>>,
     /// Index of the next event to be handled.
     next: usize,
-    /// Events that the quota does not cover yet.
-    uncovered: u32,
+    /// Events and their bytes that the quotas do not cover yet.
+    uncovered: [u64; 2],
 }
 
 /// Why the stream is not read.
@@ -89,6 +89,7 @@ enum Withheld {
 struct Session {
     shared: Arc<Shared>,
     caller: Caller,
+    meter: Meter,
     traceparent: Option<String>,
     producer_id: String,
     epoch: u64,
@@ -176,6 +177,7 @@ impl Session {
         let spread = 1.0 + AGE_JITTER * (2.0 * fastrand::f64() - 1.0);
         Self {
             drain_at: Instant::now() + shared.max_session_age.mul_f64(spread),
+            meter: shared.quotas.meter(&caller),
             shared,
             caller,
             traceparent,
@@ -386,12 +388,15 @@ impl Session {
             self.grant();
         }
         if plan.fresh > 0 {
+            let fresh = (batch.first_sequence..).zip(&batch.events);
+            let fresh = fresh.filter(|(sequence, _)| !plan.duplicates.iter().any(|known| known.contains(sequence)));
+            let bytes = fresh.map(|(_, event)| event.len() as u64).sum();
             self.batch = Some(Batch {
                 first: batch.first_sequence,
                 events: batch.events,
                 duplicates: plan.duplicates,
                 next: 0,
-                uncovered: plan.fresh as u32,
+                uncovered: [plan.fresh as u64, bytes],
             });
             self.publish(Instant::now());
         }
@@ -401,19 +406,21 @@ impl Session {
     /// Goes on with the batch until it is through, the quota is spent or Kafka's queue is full.
     fn publish(&mut self, now: Instant) {
         let Some(mut batch) = self.batch.take() else { return };
-        if let Err(spent) = self.shared.quotas.take(&self.caller.tenant, batch.uncovered) {
-            batch.uncovered = spent.left;
+        let [events, bytes] = batch.uncovered;
+        if events > 0
+            && let Err(spent) = self.meter.take(events, bytes)
+        {
             self.batch = Some(batch);
-            self.hold = Some((now + spent.retry_after, Withheld::Quota));
+            self.hold = Some((now + spent.retry_after.min(LONGEST_HOLD), Withheld::Quota));
             if spent.retry_after >= THROTTLE_FROM {
                 self.outbox.push_back(Response::Throttle(pb::Throttle {
-                    quota: quota::EVENTS_PER_SECOND.to_owned(),
+                    quota: spent.quota.to_owned(),
                     retry_after: prost_types::Duration::try_from(spent.retry_after).ok(),
                 }));
             }
             return;
         }
-        batch.uncovered = 0;
+        batch.uncovered = [0; 2];
         let shared = self.shared.clone();
         let sender = shared.publisher.sender();
         let now_us = (shared.clock)();

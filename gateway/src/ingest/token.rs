@@ -109,7 +109,9 @@ impl Signer {
     }
 
     fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>, max_age: Duration) -> Self {
-        let keys = secrets.into_iter().filter_map(|secret| Hmac::new_from_slice(secret).ok());
+        let keys = secrets
+            .into_iter()
+            .filter_map(|secret| Hmac::new_from_slice(secret).ok());
         Self {
             // HMAC takes keys of any length.
             keys: keys.collect(),
@@ -139,7 +141,11 @@ impl Signer {
         token.extend(owner.producer_id.as_bytes());
         token.extend(owner.tenant.as_bytes());
         if let Some(key) = self.keys.first() {
-            let code = key.clone().chain_update(&token[1 + CODE_BYTES..]).finalize().into_bytes();
+            let code = key
+                .clone()
+                .chain_update(&token[1 + CODE_BYTES..])
+                .finalize()
+                .into_bytes();
             token[1..=CODE_BYTES].copy_from_slice(&code[..CODE_BYTES]);
         }
         token

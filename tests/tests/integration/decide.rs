@@ -98,16 +98,26 @@ fn a_deadline_says_that_the_payment_is_stored_and_another_gateway_life_finds_the
         let status = status.err().context("decided without a processor")?;
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         let details = status.get_error_details();
-        let info = details.error_info().with_context(|| format!("no ErrorInfo: {status:?}"))?;
+        let info = details
+            .error_info()
+            .with_context(|| format!("no ErrorInfo: {status:?}"))?;
         assert_eq!(info.reason, "DECISION_PENDING");
-        for (fact, value) in [("retriable", "true"), ("certainly_not_stored", "false"), ("stored", "true")] {
+        for (fact, value) in [
+            ("retriable", "true"),
+            ("certainly_not_stored", "false"),
+            ("stored", "true"),
+        ] {
             assert_eq!(info.metadata[fact], value, "{fact}");
         }
         stack.start_processor(0)?;
         stack.ready().await?;
         let decision = decide(stack, &tenant.key, &payment, PATIENT).await??;
         let source = decision.source.unwrap_or_default();
-        assert_eq!(info.metadata["offset"], source.offset.to_string(), "the retry was decided");
+        assert_eq!(
+            info.metadata["offset"],
+            source.offset.to_string(),
+            "the retry was decided"
+        );
 
         // A new life of the gateway has an empty ring: the decision comes from the topic.
         stack.gateway()?.kill_9()?;
@@ -194,7 +204,10 @@ fn grpcurl_decides() {
             let answer: serde_json::Value = serde_json::from_str(&command::succeed(call).await?)?;
             answers.push(answer);
         }
-        assert_eq!(answers[0]["decision"]["reasons"][0]["ruleId"], "LARGE_AMOUNT", "{answers:?}");
+        assert_eq!(
+            answers[0]["decision"]["reasons"][0]["ruleId"], "LARGE_AMOUNT",
+            "{answers:?}"
+        );
         assert_eq!(answers[0], answers[1]);
         Ok(())
     });

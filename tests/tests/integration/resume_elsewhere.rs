@@ -27,7 +27,9 @@ const ROUND_LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_client_goes_on_at_another_gateway_each_time_its_own_is_killed() {
-    let rounds = std::env::var(ROUNDS_VARIABLE).map_or(Ok(ROUNDS), |text| text.parse()).expect("a number");
+    let rounds = std::env::var(ROUNDS_VARIABLE)
+        .map_or(Ok(ROUNDS), |text| text.parse())
+        .expect("a number");
     let limit = Duration::from_secs(240) + ROUND_LIMIT * rounds as u32;
     on_own_within(limit, Options::default(), async |stack| {
         let tenant = stack.tenant();
@@ -37,7 +39,10 @@ fn a_client_goes_on_at_another_gateway_each_time_its_own_is_killed() {
         standby.ready().await?;
         let proxy = Proxy::start(active.address).await?;
         let target = Target::new(&proxy.url(), &tenant.key)?;
-        let publisher = Publisher::builder(target, "wanderer", 1).want_positions(true).connect().await?;
+        let publisher = Publisher::builder(target, "wanderer", 1)
+            .want_positions(true)
+            .connect()
+            .await?;
         let mut expected = Expected::of(&tenant.name);
         let mut unsettled = 0;
         for round in 0..rounds {
@@ -71,14 +76,23 @@ fn a_client_goes_on_at_another_gateway_each_time_its_own_is_killed() {
         }
         let sessions = publisher.sessions();
         publisher.close().await?;
-        assert_eq!(expected.acked.len(), rounds * ROUND_EVENTS, "not everything was settled");
+        assert_eq!(
+            expected.acked.len(),
+            rounds * ROUND_EVENTS,
+            "not everything was settled"
+        );
         let found = checker::check(stack, &expected).await?;
         assert_eq!(found.decisions.len(), rounds * ROUND_EVENTS);
         let repeated = found.payments.len() - found.decisions.len();
-        println!("{rounds} kills, {sessions} sessions, {unsettled} payments unsettled at a kill, {repeated} stored twice");
+        println!(
+            "{rounds} kills, {sessions} sessions, {unsettled} payments unsettled at a kill, {repeated} stored twice"
+        );
         ensure!(sessions > rounds as u64, "{sessions} sessions in {rounds} rounds");
         // Without a look at what is stored, most of the unsettled would be there twice.
-        ensure!(repeated * 10 <= unsettled, "{repeated} of {unsettled} were stored twice");
+        ensure!(
+            repeated * 10 <= unsettled,
+            "{repeated} of {unsettled} were stored twice"
+        );
         Ok(())
     });
 }
@@ -106,7 +120,10 @@ async fn stored(stack: &Stack, tenant: &str) -> Result<BTreeMap<u64, usize>> {
 }
 
 fn settled(ready: &pb::PublishReady) -> BTreeSet<u64> {
-    let ranges = ready.settled.iter().flat_map(|range| range.first_sequence..=range.last_sequence);
+    let ranges = ready
+        .settled
+        .iter()
+        .flat_map(|range| range.first_sequence..=range.last_sequence);
     (1..ready.next_sequence).chain(ranges).collect()
 }
 

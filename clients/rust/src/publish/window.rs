@@ -113,10 +113,17 @@ impl Window {
             return Err(Nonsense);
         }
         let end = self.end();
-        let settled = ready.settled.iter().map(|range| (range.first_sequence, range.last_sequence));
+        let settled = ready
+            .settled
+            .iter()
+            .map(|range| (range.first_sequence, range.last_sequence));
         self.settled = settled.collect();
         // What was never sent cannot be settled: it would be taken for what is sent next.
-        if self.settled.iter().any(|(first, last)| first > last || *last >= end.max(next)) {
+        if self
+            .settled
+            .iter()
+            .any(|(first, last)| first > last || *last >= end.max(next))
+        {
             return Err(Nonsense);
         }
         let limits = ready.limits.unwrap_or_default();
