@@ -56,6 +56,8 @@ pub enum Error {
 pub struct Caller {
     /// The tenant that owns everything the caller publishes and sees.
     pub tenant: Arc<str>,
+    /// The principal, as quotas and logs name it. Never a secret.
+    pub name: Arc<str>,
 }
 
 struct Known {
@@ -81,6 +83,7 @@ struct File {
 struct Entry {
     key: String,
     tenant: String,
+    name: Option<String>,
 }
 
 impl Keys {
@@ -97,7 +100,7 @@ impl Keys {
             if !listen.ip().is_loopback() {
                 return Err(Error::Open(listen));
             }
-            keys.insert(DEV_KEY, DEV_TENANT);
+            keys.insert(DEV_KEY, DEV_TENANT, DEV_TENANT);
             return Ok(keys);
         };
         let invalid = |reason: String| Error::Invalid {
@@ -124,7 +127,8 @@ impl Keys {
                 return Err(invalid(reason));
             }
             validate::tenant(&entry.tenant).map_err(|violation| invalid(format!("key {number}: {violation}")))?;
-            if !keys.insert(&entry.key, &entry.tenant) {
+            let name = entry.name.clone().unwrap_or_else(|| format!("key-{number}"));
+            if !keys.insert(&entry.key, &entry.tenant, &name) {
                 return Err(invalid(format!("key {number} is there twice")));
             }
         }
@@ -134,14 +138,17 @@ impl Keys {
         Ok(keys)
     }
 
-    fn insert(&mut self, key: &str, tenant: &str) -> bool {
+    fn insert(&mut self, key: &str, tenant: &str, name: &str) -> bool {
         if self.find(key.as_bytes()).is_some() {
             return false;
         }
         let hash = self.hash(key.as_bytes());
         let known = Known {
             key: key.as_bytes().into(),
-            caller: Caller { tenant: tenant.into() },
+            caller: Caller {
+                tenant: tenant.into(),
+                name: name.into(),
+            },
         };
         self.callers.entry(hash).or_default().push(known);
         true

@@ -4,14 +4,17 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 use sluice_kafka::options;
 use sluice_proto::bounds;
 
 use crate::auth;
+use crate::ingest::token;
+use crate::quota::{self, Limits, Quotas, Rate};
 
 /// Takes payment events in over gRPC, stores them in Kafka, and gives the decisions out.
 #[derive(Clone, Debug, Parser)]
@@ -36,15 +39,34 @@ pub struct Config {
     /// TOML file of keys, each with its tenant; when unset, the key sluice-dev-key works, on loopback only
     #[arg(long, env = "SLUICE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
-    /// Events that each tenant may publish, in events per second
+    /// Events that each tenant may publish, in events per second over all gateways
     #[arg(long, env = "SLUICE_QUOTA_EVENTS_PER_S", default_value = "1000000")]
     pub quota_events_per_s: NonZeroU32,
     /// Events that a tenant may publish at once after a pause, in events
     #[arg(long, env = "SLUICE_QUOTA_BURST_EVENTS", default_value = "1000000")]
     pub quota_burst_events: NonZeroU32,
+    /// Encoded events that each tenant may publish, in bytes per second over all gateways
+    #[arg(long, env = "SLUICE_QUOTA_BYTES_PER_S", default_value = "1000000000")]
+    pub quota_bytes_per_s: NonZeroU64,
+    /// Encoded events that a tenant may publish at once after a pause, in bytes
+    #[arg(long, env = "SLUICE_QUOTA_BURST_BYTES", default_value = "1000000000")]
+    pub quota_burst_bytes: NonZeroU64,
+    /// TOML file of other quotas for some tenants, and of quotas for principals; read again every 5 seconds
+    #[arg(long, env = "SLUICE_QUOTAS", value_name = "FILE")]
+    pub quotas: Option<PathBuf>,
     /// Events of one session that may be unacknowledged, in events; at most 65536, and a client may ask for fewer
     #[arg(long, env = "SLUICE_MAX_IN_FLIGHT_EVENTS", default_value = "10000", value_parser = in_flight())]
     pub max_in_flight_events: u32,
+    /// File of secrets that authenticate resume tokens, one a line, the same for all gateways: the first signs, all are
+    /// accepted; without one, a built-in secret works on loopback
+    #[arg(long, env = "SLUICE_TOKEN_SECRETS", value_name = "FILE")]
+    pub token_secrets: Option<PathBuf>,
+    /// How old a resume token may be, in seconds
+    #[arg(long, env = "SLUICE_TOKEN_MAX_AGE_S", default_value = "86400", value_parser = clap::value_parser!(u32).range(1..=2_592_000))]
+    pub token_max_age_s: u32,
+    /// How old a publishing session becomes before its client is asked to connect again, in seconds, give or take a tenth
+    #[arg(long, env = "SLUICE_MAX_SESSION_AGE_S", default_value = "3600", value_parser = clap::value_parser!(u32).range(1..=604_800))]
+    pub max_session_age_s: u32,
     /// Connections that may be open at a time; further ones wait to be accepted
     #[arg(long, env = "SLUICE_MAX_CONNECTIONS", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
@@ -74,6 +96,12 @@ pub enum Error {
     /// The API keys.
     #[error(transparent)]
     Keys(#[from] auth::Error),
+    /// The secrets of resume tokens.
+    #[error(transparent)]
+    Tokens(#[from] token::Error),
+    /// The quotas.
+    #[error(transparent)]
+    Quotas(#[from] quota::Error),
 }
 
 impl Config {
@@ -88,11 +116,40 @@ impl Config {
     /// Checks everything that can be checked without the other parts.
     ///
     /// # Errors
-    /// [`Error::Kafka`], [`Error::Keys`].
+    /// [`Error::Kafka`], [`Error::Keys`], [`Error::Tokens`], [`Error::Quotas`].
     pub fn validate(&self) -> Result<(), Error> {
         self.kafka.config().validate()?;
         auth::Keys::load(self.api_keys.as_deref(), self.listen)?;
+        self.signer()?;
+        self.load_quotas()?;
         Ok(())
+    }
+
+    /// The quotas of the file, with the options as the default.
+    ///
+    /// # Errors
+    /// [`quota::Error`].
+    pub fn load_quotas(&self) -> Result<Quotas, quota::Error> {
+        let defaults = Limits {
+            events: Some(Rate {
+                per_s: self.quota_events_per_s.get().into(),
+                burst: self.quota_burst_events.get().into(),
+            }),
+            bytes: Some(Rate {
+                per_s: self.quota_bytes_per_s.get() as f64,
+                burst: self.quota_burst_bytes.get() as f64,
+            }),
+        };
+        Quotas::load(self.quotas.as_deref(), defaults)
+    }
+
+    /// What makes and checks resume tokens.
+    ///
+    /// # Errors
+    /// [`token::Error`].
+    pub fn signer(&self) -> Result<token::Signer, token::Error> {
+        let max_age = Duration::from_secs(self.token_max_age_s.into());
+        token::Signer::load(self.token_secrets.as_deref(), self.listen, max_age)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::decisions::consume::{self, Consumer};
 use crate::decisions::{Source, start};
 use crate::ingest::encode::{Encoders, Routes, SchemaIds};
 use crate::ingest::publish::Publisher;
+use crate::ingest::resume;
 use crate::metrics::Metrics;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
@@ -65,6 +66,8 @@ pub struct Parts {
     pub encoders: Encoders,
     /// Records to Kafka.
     pub publisher: Publisher,
+    /// What a lost session had stored.
+    pub scanner: resume::Scanner,
     /// The decision loop.
     pub consumer: Consumer,
     /// How else to read the decisions.
@@ -112,9 +115,17 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         metrics: kafka_metrics.consumer(&topics.decisions),
     };
     let routes = Routes::new(&topics, kafka_metrics);
+    let written = [
+        topics.payments.clone(),
+        topics.user_actions.clone(),
+        topics.system_events.clone(),
+        topics.metric_events.clone(),
+    ];
+    let scanner = resume::Scanner::new(kafka.clone(), written.into(), partitions).map_err(Error::Consumer)?;
     Ok(Parts {
         encoders: Encoders::new(ids).map_err(Error::Schema)?,
         publisher: Publisher::new(kafka.idempotent_producer(), routes, metrics.clone()).map_err(Error::Producer)?,
+        scanner,
         consumer: patiently(consume::Error::is_retriable, || {
             Consumer::build(source.clone(), metrics.clone())
         })

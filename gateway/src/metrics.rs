@@ -33,6 +33,8 @@ pub struct Metrics {
     pub credit_withheld: Counter<f64, AtomicU64>,
     /// Time that sessions were not read because of their tenant's quota.
     pub quota_withheld: Counter<f64, AtomicU64>,
+    /// Gateways that share the quotas, this one included.
+    pub gateways: Gauge,
     /// Time from handing an event to Kafka to queueing its ack.
     pub ack_latency: Latency,
     /// Open subscriptions.
@@ -73,6 +75,11 @@ impl Metrics {
             "Time that sessions were not read because their tenant's quota was spent",
             Unit::Seconds,
             metrics.quota_withheld.clone(),
+        );
+        registry.register(
+            "peers",
+            "Gateways that share the quotas, this one included",
+            metrics.gateways.clone(),
         );
         registry.register_with_unit(
             "ack_latency",

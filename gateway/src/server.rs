@@ -33,7 +33,8 @@ use crate::connect::{self, Parts, connect};
 use crate::decisions::consume::Consumer;
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::quota::{FORGET_EVERY, Quotas};
+use crate::peers::Peers;
+use crate::quota::{FORGET_EVERY, Quotas, RELOAD_EVERY};
 use crate::service::{Decisions, Ingest, Schemas};
 use crate::{accept, decisions, ingest, status};
 
@@ -71,6 +72,15 @@ pub enum Error {
     /// The API keys.
     #[error(transparent)]
     Keys(#[from] auth::Error),
+    /// The secrets of resume tokens.
+    #[error(transparent)]
+    Tokens(#[from] ingest::token::Error),
+    /// The quotas.
+    #[error(transparent)]
+    Quotas(#[from] crate::quota::Error),
+    /// The group of gateways.
+    #[error("kafka: {0}")]
+    Peers(#[from] sluice_kafka::error::Consumer),
     /// Kafka or the registry.
     #[error(transparent)]
     Connect(#[from] connect::Error),
@@ -90,6 +100,7 @@ pub struct Server {
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     consumer: Consumer,
+    peers: Peers,
     schemas: Schemas,
     draining: CancellationToken,
 }
@@ -101,6 +112,7 @@ impl Server {
     /// See [`Error`].
     pub async fn build(config: Config, tracer: Tracer) -> Result<Self, Error> {
         let keys = Arc::new(Keys::load(config.api_keys.as_deref(), config.listen)?);
+        let signer = config.signer()?;
         let refused = |addr| move |source| Error::Listen { addr, source };
         let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
         let admin = AdminServer::bind(config.admin_listen).map_err(refused(config.admin_listen))?;
@@ -115,25 +127,38 @@ impl Server {
         let Parts {
             encoders,
             publisher,
+            scanner,
             consumer,
             source,
             lookup,
             schemas,
         } = parts;
+        let quotas = Arc::new(config.load_quotas()?);
+        let peers = Peers::join(
+            &config.kafka.config(),
+            &source.topic,
+            quotas.gateways(),
+            metrics.gateways.clone(),
+        )?;
         let draining = CancellationToken::new();
         let ingest = ingest::Shared {
             encoders,
             publisher,
-            quotas: Arc::new(Quotas::new(config.quota_events_per_s, config.quota_burst_events)),
+            quotas,
             fences: ingest::fence::Fences::default(),
+            signer,
+            scanner: Arc::new(scanner),
             gate: ingest::admit::Gate::default(),
             metrics: metrics.clone(),
             tracer,
             draining: draining.clone(),
             max_in_flight_events: config.max_in_flight_events,
+            max_session_age: Duration::from_secs(config.max_session_age_s.into()),
             clock: unix_micros,
         };
         let decisions = decisions::Shared {
+            waiting: consumer.router().waiting(),
+            look_backs: Arc::new(Semaphore::new(decisions::look_back::MAX_LOOK_BACKS)),
             router: consumer.router(),
             source,
             lookup: Arc::new(lookup),
@@ -151,6 +176,7 @@ impl Server {
             ingest: Arc::new(ingest),
             decisions: Arc::new(decisions),
             consumer,
+            peers,
             schemas: Schemas(schemas),
             draining,
         })
@@ -174,12 +200,16 @@ impl Server {
             let (consumer, stop) = (self.consumer, stop.clone());
             tokio::task::spawn_blocking(move || consumer.run(&stop))
         };
+        let counting = {
+            let (peers, stop) = (self.peers, stop.clone());
+            tokio::task::spawn_blocking(move || peers.run(&stop))
+        };
         let readiness = health.readiness(draining.clone());
         let admin = tokio::spawn(
             self.admin
                 .run(Arc::new(self.registry), readiness, stop.clone().cancelled_owned()),
         );
-        let forget = tokio::spawn(forget_idle(ingest.quotas.clone()));
+        let quotas = tokio::spawn(tend(ingest.quotas.clone()));
         let connections = ingest.metrics.connections.clone();
         let accepted = accept::connections(self.listener, self.config.max_connections, connections);
         let serving = http2()
@@ -218,10 +248,15 @@ impl Server {
             tracing::warn!(%error, "events were not delivered");
         }
         stop.cancel();
-        forget.abort();
-        for ended in [decision_loop.await.err(), admin.await.err(), following.await.err()]
-            .into_iter()
-            .flatten()
+        quotas.abort();
+        for ended in [
+            decision_loop.await.err(),
+            counting.await.err(),
+            admin.await.err(),
+            following.await.err(),
+        ]
+        .into_iter()
+        .flatten()
         {
             tracing::error!(error = %ended, "a part did not end well");
         }
@@ -264,6 +299,7 @@ fn routes(
     };
     let ingest = IngestServiceServer::new(Ingest {
         shared: ingest,
+        decisions: decisions.clone(),
         tasks: tasks.clone(),
     });
     let decisions = DecisionServiceServer::new(Decisions {
@@ -277,11 +313,25 @@ fn routes(
         .add_service(InterceptedService::new(SchemaServiceServer::new(schemas), auth))
 }
 
-async fn forget_idle(quotas: Arc<Quotas>) {
-    let mut tick = tokio::time::interval(FORGET_EVERY);
+/// Reads the quotas again and again, and forgets who is idle.
+async fn tend(quotas: Arc<Quotas>) {
+    let mut reload = tokio::time::interval(RELOAD_EVERY);
+    let mut forget = tokio::time::interval(FORGET_EVERY);
+    let mut fault = None;
     loop {
-        tick.tick().await;
-        quotas.forget_idle();
+        tokio::select! {
+            _ = forget.tick() => quotas.forget_idle(),
+            _ = reload.tick() => {
+                let quotas = quotas.clone();
+                let Ok(read) = tokio::task::spawn_blocking(move || quotas.reload()).await else { continue };
+                let now = read.err().map(|error| error.to_string());
+                // Said once, not every few seconds.
+                if let Some(error) = now.as_deref().filter(|_| fault != now) {
+                    tracing::error!(error, "the earlier quotas stay in use");
+                }
+                fault = now;
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
+use crate::decide;
 use crate::decisions::{self, subscribe};
 use crate::ingest::{self, call, session};
 use crate::status::Failure;
@@ -25,6 +26,8 @@ use crate::status::Failure;
 pub struct Ingest {
     /// What sessions and calls share.
     pub shared: Arc<ingest::Shared>,
+    /// Where Decide finds its answers.
+    pub decisions: Arc<decisions::Shared>,
     /// The sessions, which a drain waits for.
     pub tasks: TaskTracker,
 }
@@ -93,8 +96,22 @@ impl IngestService for Ingest {
         }))
     }
 
-    async fn decide(&self, _request: Request<pb::DecideRequest>) -> Result<Response<pb::DecideResponse>, Status> {
-        Err(later("Decide is not served by this version"))
+    async fn decide(&self, request: Request<pb::DecideRequest>) -> Result<Response<pb::DecideResponse>, Status> {
+        let caller = caller(&request)?;
+        let traceparent = traceparent(request.metadata());
+        let timeout = decide::timeout(request.metadata());
+        let event = request.into_inner().event;
+        let decision = decide::decide(
+            &self.shared,
+            &self.decisions,
+            &caller,
+            traceparent.as_deref(),
+            timeout,
+            event,
+        );
+        Ok(Response::new(pb::DecideResponse {
+            decision: Some(decision.await?),
+        }))
     }
 }
 

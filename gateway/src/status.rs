@@ -123,6 +123,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::BrokerUnavailable | ErrorCode::DeliveryUncertain | ErrorCode::Draining => Code::Unavailable,
         ErrorCode::Fenced => Code::Aborted,
+        ErrorCode::DecisionPending => Code::DeadlineExceeded,
         ErrorCode::Unimplemented => Code::Unimplemented,
         ErrorCode::Internal | ErrorCode::Unspecified => Code::Internal,
     }

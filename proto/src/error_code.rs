@@ -26,7 +26,9 @@ pub const fn facts(code: ErrorCode) -> Facts {
         ErrorCode::SequenceGap | ErrorCode::QuotaExceeded | ErrorCode::BrokerUnavailable | ErrorCode::Draining => {
             (true, true)
         }
-        ErrorCode::DeliveryUncertain | ErrorCode::Internal | ErrorCode::Unspecified => (true, false),
+        ErrorCode::DeliveryUncertain | ErrorCode::DecisionPending | ErrorCode::Internal | ErrorCode::Unspecified => {
+            (true, false)
+        }
     };
     Facts {
         retriable,

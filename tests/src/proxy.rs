@@ -1,4 +1,4 @@
-//! A network that a test can cut: a TCP proxy in front of the gateway.
+//! A network that a test can cut or lead elsewhere: a TCP proxy in front of the gateway.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 pub struct Proxy {
     address: SocketAddr,
     generation: watch::Sender<u64>,
+    target: watch::Sender<SocketAddr>,
     connections: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
@@ -27,17 +28,20 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (generation, generations) = watch::channel(0);
+        let (target, targets) = watch::channel(target);
         let connections = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             while let Ok((client, _peer)) = listener.accept().await {
                 count.fetch_add(1, Ordering::Relaxed);
+                let target = *targets.borrow();
                 tokio::spawn(pass(client, target, generations.clone()));
             }
         });
         Ok(Self {
             address,
             generation,
+            target,
             connections,
             task,
         })
@@ -56,6 +60,11 @@ impl Proxy {
     /// Drops every connection at once. New ones are passed on.
     pub fn cut(&self) {
         self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Leads new connections to another address. Those that are open stay.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.target.send_replace(target);
     }
 
     /// How many connections were made through it.

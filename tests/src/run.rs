@@ -21,7 +21,9 @@ pub fn on_shared(test: impl AsyncFnOnce(&Stack) -> Result<()>) {
     block_on(async {
         let stack = SHARED.get_or_try_init(|| Stack::start(Options::default())).await?;
         let _guard = ShowOnPanic(stack);
-        bounded(test(stack)).await.map_err(|error| with_logs(&error, stack))
+        bounded(LIMIT, test(stack))
+            .await
+            .map_err(|error| with_logs(&error, stack))
     });
 }
 
@@ -30,7 +32,15 @@ pub fn on_shared(test: impl AsyncFnOnce(&Stack) -> Result<()>) {
 /// # Panics
 /// When the test fails.
 pub fn on_own(options: Options, test: impl AsyncFnOnce(&mut Stack) -> Result<()>) {
-    on_prepared(options, async |stack| {
+    on_own_within(LIMIT, options, test);
+}
+
+/// The same for a test that takes longer.
+///
+/// # Panics
+/// When the test fails.
+pub fn on_own_within(limit: Duration, options: Options, test: impl AsyncFnOnce(&mut Stack) -> Result<()>) {
+    prepared_within(limit, options, async |stack| {
         stack.start_all().await?;
         test(stack).await
     });
@@ -41,9 +51,13 @@ pub fn on_own(options: Options, test: impl AsyncFnOnce(&mut Stack) -> Result<()>
 /// # Panics
 /// When the test fails.
 pub fn on_prepared(options: Options, test: impl AsyncFnOnce(&mut Stack) -> Result<()>) {
+    prepared_within(LIMIT, options, test);
+}
+
+fn prepared_within(limit: Duration, options: Options, test: impl AsyncFnOnce(&mut Stack) -> Result<()>) {
     block_on(async {
         let mut stack = Stack::prepare(options).await?;
-        let result = bounded(test(&mut stack)).await;
+        let result = bounded(limit, test(&mut stack)).await;
         result.map_err(|error| with_logs(&error, &stack))?;
         // Only what failed leaves its logs behind.
         Ok(std::fs::remove_dir_all(stack.directory())?)
@@ -61,9 +75,9 @@ impl Drop for ShowOnPanic<'_> {
     }
 }
 
-async fn bounded(test: impl Future<Output = Result<()>>) -> Result<()> {
-    let limited = tokio::time::timeout(LIMIT, test).await;
-    limited.with_context(|| format!("the test took more than {} s", LIMIT.as_secs()))?
+async fn bounded(limit: Duration, test: impl Future<Output = Result<()>>) -> Result<()> {
+    let limited = tokio::time::timeout(limit, test).await;
+    limited.with_context(|| format!("the test took more than {} s", limit.as_secs()))?
 }
 
 /// What went wrong, then what the parts said meanwhile.

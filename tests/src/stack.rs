@@ -73,6 +73,32 @@ impl Tenant {
     }
 }
 
+/// A gateway beside the installation's own, on the same topics.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Its process.
+    pub process: Process,
+    /// Where it takes calls.
+    pub address: SocketAddr,
+    /// Where it serves health and metrics.
+    pub admin: SocketAddr,
+}
+
+impl Gateway {
+    /// Base URL of its calls.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ended or does not become ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        ready("gateway", &mut self.process, self.admin).await
+    }
+}
+
 /// A running installation. Everything of it ends when it is dropped.
 #[derive(Debug)]
 pub struct Stack {
@@ -219,10 +245,29 @@ impl Stack {
     /// # Errors
     /// When it cannot be started.
     pub fn start_gateway(&mut self) -> Result<()> {
+        self.gateway = None;
+        self.gateway = Some(self.spawn_gateway("gateway", self.gateway_address, self.gateway_admin)?);
+        Ok(())
+    }
+
+    /// Starts one more gateway, which ends when the returned value is dropped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn another_gateway(&self, name: &str) -> Result<Gateway> {
+        let (address, admin) = (servers::free_address()?, servers::free_address()?);
+        Ok(Gateway {
+            process: self.spawn_gateway(name, address, admin)?,
+            address,
+            admin,
+        })
+    }
+
+    fn spawn_gateway(&self, name: &str, listen: SocketAddr, admin: SocketAddr) -> Result<Process> {
         let mut env = self.common_env();
         env.extend([
-            ("SLUICE_LISTEN".to_owned(), self.gateway_address.to_string()),
-            ("SLUICE_ADMIN_LISTEN".to_owned(), self.gateway_admin.to_string()),
+            ("SLUICE_LISTEN".to_owned(), listen.to_string()),
+            ("SLUICE_ADMIN_LISTEN".to_owned(), admin.to_string()),
             (
                 "SLUICE_API_KEYS".to_owned(),
                 self.directory.join("keys.toml").display().to_string(),
@@ -233,10 +278,8 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.gateway_env.clone());
-        self.gateway = None;
         let program = servers::binary("sluice-gateway")?;
-        self.gateway = Some(Process::start("gateway", &program, &[], &env, &self.directory)?);
-        Ok(())
+        Process::start(name, &program, &[], &env, &self.directory)
     }
 
     /// Starts a processor.

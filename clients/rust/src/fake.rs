@@ -118,7 +118,7 @@ impl Fake {
         let ready = pb::PublishReady {
             next_sequence: next,
             credit: Some(credit),
-            limits: None,
+            ..pb::PublishReady::default()
         };
         say(Answer::Ready(ready)).await;
         let (mut taken, mut unacknowledged) = (0, Vec::new());

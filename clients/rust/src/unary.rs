@@ -1,9 +1,11 @@
-//! Publishing one event in one call, for callers that have one event now and then.
+//! Publishing one event in one call, with or without its decision, for callers that have one event now and then.
 //!
 //! Comes after [`Target`]. Many events go through a [`crate::Publisher`], which costs far less for each.
 
+use std::time::Duration;
+
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
-use sluice_proto::pb::{Event, Position, PublishOneRequest};
+use sluice_proto::pb::{DecideRequest, Event, FraudDecision, Position, PublishOneRequest};
 use tonic::transport::Channel;
 
 use crate::refusal::Refusal;
@@ -53,5 +55,24 @@ impl Unary {
             .await
             .map_err(|status| Error::Refused(status.into()))?;
         Ok(response.into_inner().position.unwrap_or_default())
+    }
+
+    /// Publishes one payment and waits for its decision, at most for `deadline`. Where the refusal's error is
+    /// `DecisionPending` the payment is stored and will be decided: decide it again, with the same event_id, to learn how.
+    ///
+    /// Not cancel-safe, as [`Unary::publish_one`] is not.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn decide(&self, payment: Event, deadline: Duration) -> Result<FraudDecision, Error> {
+        let mut request = self.target.request(DecideRequest { event: Some(payment) });
+        request.set_timeout(deadline);
+        let response = self
+            .client
+            .clone()
+            .decide(request)
+            .await
+            .map_err(|status| Error::Refused(status.into()))?;
+        Ok(response.into_inner().decision.unwrap_or_default())
     }
 }

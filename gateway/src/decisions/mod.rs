@@ -8,9 +8,11 @@ pub mod consume;
 pub mod cursor;
 pub mod decode;
 pub mod filter;
+pub mod look_back;
 pub mod route;
 pub mod start;
 pub mod subscribe;
+pub mod waiting;
 
 use std::sync::Arc;
 
@@ -34,6 +36,10 @@ pub struct Shared {
     pub lookup: Arc<start::Lookup>,
     /// Room for readers that catch up.
     pub catch_ups: Arc<Semaphore>,
+    /// Calls that wait for one decision.
+    pub waiting: waiting::Waiting,
+    /// Room for searches of one decision.
+    pub look_backs: Arc<Semaphore>,
     /// The gateway's metrics.
     pub metrics: Metrics,
     /// Cancelled when the gateway begins to drain.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::cursor::Cursor;
 use super::decode::Entry;
 use super::filter::Filter;
+use super::waiting::Waiting;
 
 /// Decisions kept of each partition: several seconds at the target rate, about half a kilobyte each.
 pub const RING_DECISIONS: usize = 8_192;
@@ -25,6 +26,7 @@ pub struct Router {
     rings: Vec<RwLock<Ring>>,
     /// As many as there are tenants, of which the keys file has a fixed number.
     bells: RwLock<HashMap<Arc<str>, watch::Sender<()>>>,
+    waiting: Waiting,
     capacity: usize,
 }
 
@@ -76,6 +78,7 @@ impl Router {
                 .map(|start| RwLock::new(Ring::starting_at(start)))
                 .collect(),
             bells: RwLock::default(),
+            waiting: Waiting::default(),
             capacity,
         }
     }
@@ -104,6 +107,8 @@ impl Router {
                 ring.start = oldest.offset + 1;
             }
             ring.entries.push_back(entry.clone());
+            drop(ring);
+            self.waiting.tell(&entry);
             if woken.iter().all(|known| known.decision.tenant != entry.decision.tenant) {
                 woken.push(entry);
             }
@@ -151,6 +156,17 @@ impl Router {
         usize::try_from(partition)
             .ok()
             .and_then(|partition| self.rings.get(partition))
+    }
+
+    /// Who waits for one decision.
+    pub fn waiting(&self) -> Waiting {
+        self.waiting.clone()
+    }
+
+    /// The newest entry of a partition's ring that is wanted.
+    pub fn find(&self, partition: i32, wanted: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        let ring = self.ring(partition)?.read();
+        ring.entries.iter().rev().find(|entry| wanted(entry)).cloned()
     }
 
     /// How many partitions there are.

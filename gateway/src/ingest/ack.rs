@@ -3,7 +3,7 @@
 //!
 //! Comes after `publish`, on both sides of a thread: Kafka's thread settles, the session loop collects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -11,6 +11,8 @@ use sluice_proto::pb;
 use tokio::sync::Notify;
 
 use super::admit::Permit;
+use super::fence::Claim;
+use super::token::{MAX_RANGES, Progress};
 use crate::status::Failure;
 
 /// What became of an event.
@@ -41,9 +43,19 @@ pub struct Settled {
 pub struct Settlements {
     queue: Mutex<Vec<Settled>>,
     bell: Notify,
+    /// Every event under way holds these settlements, and so the session's claim outlives it until all are settled.
+    _claim: Option<Claim>,
 }
 
 impl Settlements {
+    /// Reports of a session that has this claim.
+    pub fn new(claim: Claim) -> Self {
+        Self {
+            _claim: Some(claim),
+            ..Self::default()
+        }
+    }
+
     /// Adds a report. Only the first after a collection rings, so that a burst of reports wakes the session once.
     pub fn settle(&self, settled: Settled) {
         let first = {
@@ -80,6 +92,13 @@ pub struct Acks {
     floor: u64,
     /// Settled ranges above the floor: from the first number to the one after the last. Never adjacent.
     above: BTreeMap<u64, u64>,
+    /// From which number on events were sent at which time, in milliseconds since the Unix epoch. Ascending; at most one
+    /// for each batch of the window.
+    sent: VecDeque<(u64, i64)>,
+    /// The number after the last that was sent.
+    sent_end: u64,
+    /// Numbers below the first were perhaps sent by an earlier session, at the second or later.
+    inherited: Option<(u64, i64)>,
     want_positions: bool,
 }
 
@@ -89,7 +108,52 @@ impl Acks {
         Self {
             floor: next,
             above: BTreeMap::new(),
+            sent: VecDeque::new(),
+            sent_end: next,
+            inherited: None,
             want_positions,
+        }
+    }
+
+    /// Takes over what an earlier session left: ranges that are settled, and that everything else below `end` may have
+    /// been sent since `since_ms`.
+    pub fn inherit(&mut self, settled: impl IntoIterator<Item = (u64, u64)>, end: u64, since_ms: i64) {
+        for (first, last) in settled {
+            self.settle(first, last);
+        }
+        self.inherited = Some((end, since_ms));
+    }
+
+    /// Settled ranges above the floor, both ends included, ascending and apart from each other.
+    pub fn above(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.above.iter().map(|(first, end)| (*first, end - 1))
+    }
+
+    /// Notes that the numbers from `first` to before `end` are being sent.
+    pub fn sending(&mut self, first: u64, end: u64, now_ms: i64) {
+        self.sent_end = end;
+        // One entry stands for all of its millisecond.
+        if self.sent.back().is_none_or(|(_, sent_ms)| *sent_ms != now_ms) {
+            self.sent.push_back((first, now_ms));
+        }
+    }
+
+    /// How far the session has come, for a token.
+    pub fn progress(&mut self, now_ms: i64) -> Progress {
+        let floor = self.floor;
+        while self.sent.get(1).is_some_and(|(first, _)| *first <= floor) {
+            self.sent.pop_front();
+        }
+        if floor >= self.sent_end {
+            self.sent.clear();
+        }
+        self.inherited = self.inherited.filter(|(end, _)| floor < *end);
+        let oldest = self.sent.front().map(|(_, sent_ms)| *sent_ms);
+        let inherited = self.inherited.map(|(_, sent_ms)| sent_ms);
+        Progress {
+            next: floor,
+            above: self.above().take(MAX_RANGES).collect(),
+            since_ms: oldest.into_iter().chain(inherited).fold(now_ms, i64::min),
         }
     }
 
@@ -256,6 +320,37 @@ mod tests {
             assert_eq!(acks.floor(), floor, "after {number}");
         }
         assert!(acks.above.is_empty());
+    }
+
+    #[test]
+    fn a_token_knows_since_when_the_unsettled_may_have_been_sent() {
+        let mut acks = Acks::new(1, false);
+        assert_eq!(acks.progress(100).since_ms, 100);
+        acks.sending(1, 11, 110);
+        acks.sending(11, 15, 110);
+        acks.sending(15, 21, 120);
+        acks.settle(3, 4);
+        let progress = acks.progress(130);
+        assert_eq!(
+            (progress.next, progress.above, progress.since_ms),
+            (1, vec![(3, 4)], 110)
+        );
+        acks.settle(1, 14);
+        assert_eq!(acks.progress(130).since_ms, 120);
+        acks.settle(15, 20);
+        assert_eq!(acks.progress(130).since_ms, 130);
+        assert!(acks.sent.is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_session_sent_counts_until_it_is_settled() {
+        let mut acks = Acks::new(5, false);
+        acks.inherit([(5, 6), (9, 9)], 12, 50);
+        assert_eq!((acks.floor(), acks.above().collect::<Vec<_>>()), (7, vec![(9, 9)]));
+        acks.sending(7, 20, 100);
+        assert_eq!(acks.progress(110).since_ms, 50);
+        acks.settle(7, 11);
+        assert_eq!(acks.progress(110).since_ms, 100);
     }
 
     #[tokio::test]

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use prost::Message;
 use sluice_kafka::telemetry::SpanKind;
+use sluice_proto::event::Checked;
 use sluice_proto::pb::{self, ErrorCode};
 use tokio::sync::oneshot;
 
@@ -12,7 +14,6 @@ use super::encode::Scratch;
 use super::publish::{Origin, Recipient};
 use super::{Shared, decode};
 use crate::auth::Caller;
-use crate::quota;
 use crate::status::Failure;
 
 /// When a caller should try again after Kafka's queue or the gate was full.
@@ -30,39 +31,47 @@ pub async fn publish_one(
     traceparent: Option<&str>,
     event: Option<pb::Event>,
 ) -> Result<pb::Position, Failure> {
-    let waiting = hand_over(shared, caller, traceparent, event).inspect_err(|failure| {
+    let submitted = submit(shared, caller, traceparent, event, |_| Ok(()));
+    let ((), waiting) = submitted.inspect_err(|failure| {
         shared.metrics.rejected(failure.code());
     })?;
     match waiting.await {
         Ok(Fate::Stored(position)) => Ok(position),
         Ok(Fate::Failed(failure)) => Err(*failure),
-        // Every record is reported, also when its producer is dropped.
-        Err(_) => Err(Failure::new(
-            ErrorCode::Internal,
-            "the delivery report was lost",
-            "publish the event again, with the same event_id",
-        )),
+        Err(_) => Err(lost_report()),
     }
 }
 
-fn hand_over(
+/// Every record is reported, also when its producer is dropped; so this is a defect.
+pub(crate) fn lost_report() -> Failure {
+    Failure::new(
+        ErrorCode::Internal,
+        "the delivery report was lost",
+        "publish the event again, with the same event_id",
+    )
+}
+
+/// Hands one event to Kafka. Between its check and the handing over, `prepare` sees it and may refuse it.
+pub(crate) fn submit<T>(
     shared: &Shared,
     caller: &Caller,
     traceparent: Option<&str>,
     event: Option<pb::Event>,
-) -> Result<oneshot::Receiver<Fate>, Failure> {
+    prepare: impl FnOnce(&Checked) -> Result<T, Failure>,
+) -> Result<(T, oneshot::Receiver<Fate>), Failure> {
     if shared.draining.is_cancelled() {
         return Err(super::draining());
     }
     let event = event.ok_or_else(|| {
         Failure::new(ErrorCode::RequestInvalid, "is missing", "send the event to publish").field("event")
     })?;
-    if let Err(spent) = shared.quotas.take(&caller.tenant, 1) {
+    if let Err(spent) = shared.quotas.meter(caller).take(1, event.encoded_len() as u64) {
         let remedy = "wait, or publish over a session, which waits for you";
-        let failure = Failure::new(ErrorCode::QuotaExceeded, "the tenant's quota is spent", remedy);
-        return Err(failure.quota(quota::EVENTS_PER_SECOND).retry_after(spent.retry_after));
+        let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
+        return Err(failure.quota(spent.quota).retry_after(spent.retry_after));
     }
     let checked = decode::decoded(event, &caller.tenant, (shared.clock)())?;
+    let prepared = prepare(&checked)?;
     let mut scratch = Scratch::default();
     let record = shared
         .encoders
@@ -89,7 +98,7 @@ fn hand_over(
     match sent {
         Ok(()) => {
             shared.metrics.accepted.inc();
-            Ok(waiting)
+            Ok((prepared, waiting))
         }
         Err(refused) => Err(refused.failure.map_or_else(busy, |failure| *failure)),
     }

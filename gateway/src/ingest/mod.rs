@@ -1,4 +1,5 @@
-//! Taking events in. The session loop in `session` drives the stages in this order: `admit` (room in the window, room in
+//! Taking events in. `open` answers a session's Open, with what `resume` finds of an earlier one; then the session loop in
+//! `session` drives the stages in this order: `admit` (room in the window, room in
 //! the quota), `decode` (bytes to a checked event), `encode` (the event to a record), `publish` (the record to Kafka).
 //! Delivery reports come back through `ack`, which tells the client what is stored, and free the room.
 
@@ -8,12 +9,15 @@ pub mod call;
 pub mod decode;
 pub mod encode;
 pub mod fence;
+pub mod open;
 pub mod publish;
+pub mod resume;
 pub mod sequence;
 pub mod session;
 pub mod token;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_kafka::telemetry::Tracer;
 use sluice_proto::avro::EncodeError;
@@ -34,6 +38,10 @@ pub struct Shared {
     pub quotas: Arc<Quotas>,
     /// Which session of a producer is the newest.
     pub fences: fence::Fences,
+    /// Resume tokens.
+    pub signer: token::Signer,
+    /// Finds what a lost session had stored.
+    pub scanner: Arc<resume::Scanner>,
     /// Room for unary calls.
     pub gate: admit::Gate,
     /// The gateway's metrics.
@@ -44,6 +52,8 @@ pub struct Shared {
     pub draining: CancellationToken,
     /// Events of one session that may be unacknowledged.
     pub max_in_flight_events: u32,
+    /// How old a session becomes before its client is asked to go elsewhere, give or take [`session::AGE_JITTER`].
+    pub max_session_age: Duration,
     /// The time in microseconds since the Unix epoch.
     pub clock: fn() -> i64,
 }

@@ -2,6 +2,7 @@
 //!
 //! Comes after a batch was read, before its events are admitted.
 
+use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use sluice_proto::bounds::MAX_BATCH_EVENTS;
@@ -15,10 +16,8 @@ pub const FIRST: u64 = 1;
 /// What to do with a batch.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Sequence numbers that were received before.
-    pub duplicates: Option<RangeInclusive<u64>>,
-    /// How many events to pass over, which is how many duplicates there are.
-    pub skip: usize,
+    /// Sequence numbers of the batch that were received before or are settled, ascending.
+    pub duplicates: Vec<RangeInclusive<u64>>,
     /// How many events are new.
     pub fresh: usize,
 }
@@ -26,13 +25,16 @@ pub struct Plan {
 /// The sequence numbers of one session.
 #[derive(Debug)]
 pub struct Sequence {
+    /// Neither received nor settled.
     expected: u64,
+    /// Settled ranges above, both ends included, ascending.
+    settled: VecDeque<(u64, u64)>,
 }
 
 impl Sequence {
-    /// Expects `expected` next.
-    pub const fn starting_at(expected: u64) -> Self {
-        Self { expected }
+    /// Expects `expected` next, and passes over the ranges above it that are settled (both ends included, ascending).
+    pub const fn starting_at(expected: u64, settled: VecDeque<(u64, u64)>) -> Self {
+        Self { expected, settled }
     }
 
     /// The next sequence number.
@@ -73,12 +75,24 @@ impl Sequence {
             .fact("expected", self.expected)
             .fact("got", first));
         }
-        let skip = usize::try_from(self.expected - first).map_or(count, |behind| behind.min(count));
+        let mut duplicates = Vec::new();
+        if first < self.expected {
+            duplicates.push(first..=self.expected.min(end) - 1);
+        }
         self.expected = self.expected.max(end);
+        while let Some((start, last)) = self.settled.front().copied()
+            && start <= self.expected
+        {
+            if start < end {
+                duplicates.push(start..=last.min(end - 1));
+            }
+            self.expected = self.expected.max(last + 1);
+            self.settled.pop_front();
+        }
+        let known: u64 = duplicates.iter().map(|range| range.end() - range.start() + 1).sum();
         Ok(Plan {
-            duplicates: (skip > 0).then(|| first..=first + skip as u64 - 1),
-            skip,
-            fresh: count - skip,
+            duplicates,
+            fresh: count - known as usize,
         })
     }
 }
@@ -87,34 +101,56 @@ impl Sequence {
 mod tests {
     use super::*;
 
-    fn plan(duplicates: Option<RangeInclusive<u64>>, skip: usize, fresh: usize) -> Result<Plan, Failure> {
+    fn starting_at(expected: u64) -> Sequence {
+        Sequence::starting_at(expected, VecDeque::new())
+    }
+
+    fn plan<const N: usize>(duplicates: [RangeInclusive<u64>; N], fresh: usize) -> Result<Plan, Failure> {
         Ok(Plan {
-            duplicates,
-            skip,
+            duplicates: duplicates.into(),
             fresh,
         })
     }
 
     #[test]
     fn contiguous_batches_are_new() {
-        let mut sequence = Sequence::starting_at(FIRST);
-        assert_eq!(sequence.take(1, 64), plan(None, 0, 64));
-        assert_eq!(sequence.take(65, 1), plan(None, 0, 1));
+        let mut sequence = starting_at(FIRST);
+        assert_eq!(sequence.take(1, 64), plan([], 64));
+        assert_eq!(sequence.take(65, 1), plan([], 1));
         assert_eq!(sequence.expected(), 66);
     }
 
     #[test]
     fn what_came_before_is_a_duplicate_and_the_rest_is_new() {
-        let mut sequence = Sequence::starting_at(11);
-        assert_eq!(sequence.take(1, 10), plan(Some(1..=10), 10, 0));
-        assert_eq!(sequence.take(9, 5), plan(Some(9..=10), 2, 3));
-        assert_eq!(sequence.take(13, 1), plan(Some(13..=13), 1, 0));
+        let mut sequence = starting_at(11);
+        assert_eq!(sequence.take(1, 10), plan([1..=10], 0));
+        assert_eq!(sequence.take(9, 5), plan([9..=10], 3));
+        assert_eq!(sequence.take(13, 1), plan([13..=13], 0));
         assert_eq!(sequence.expected(), 14);
     }
 
     #[test]
+    fn settled_ranges_are_passed_over_or_are_duplicates() {
+        let settled = || VecDeque::from([(5, 6), (9, 12), (20, 20)]);
+        // A client that sends everything again.
+        let mut sequence = Sequence::starting_at(3, settled());
+        assert_eq!(sequence.take(3, 8), plan([5..=6, 9..=10], 4));
+        assert_eq!(sequence.take(11, 4), plan([11..=12], 2));
+        assert_eq!(sequence.expected(), 15);
+        // A client that passes over what is settled.
+        let mut sequence = Sequence::starting_at(3, settled());
+        assert_eq!(sequence.take(3, 2), plan([], 2));
+        assert_eq!(sequence.take(7, 2), plan([], 2));
+        assert_eq!(sequence.take(13, 7), plan([], 7));
+        assert_eq!(sequence.take(21, 1), plan([], 1));
+        // What is passed over must be settled.
+        let mut sequence = Sequence::starting_at(3, settled());
+        assert_eq!(sequence.take(7, 1).expect_err("gap").code(), ErrorCode::SequenceGap);
+    }
+
+    #[test]
     fn a_gap_says_what_was_expected() {
-        let mut sequence = Sequence::starting_at(5);
+        let mut sequence = starting_at(5);
         let failure = sequence.take(7, 1).expect_err("gap");
         assert_eq!(failure.code(), ErrorCode::SequenceGap);
         assert!(failure.to_string().contains("is 7, but 5 is expected"), "{failure}");
@@ -123,7 +159,7 @@ mod tests {
 
     #[test]
     fn impossible_batches_are_refused() {
-        let mut sequence = Sequence::starting_at(FIRST);
+        let mut sequence = starting_at(FIRST);
         for (first, count) in [(1, 0), (1, MAX_BATCH_EVENTS + 1), (0, 1), (u64::MAX, 1)] {
             let failure = sequence.take(first, count).expect_err("refused");
             assert_eq!(failure.code(), ErrorCode::RequestInvalid, "{first} {count}");

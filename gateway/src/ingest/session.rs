@@ -4,6 +4,7 @@
 //! Comes after `service`, which made the stream. It owns all of the session's state and waits in one place.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,22 +15,23 @@ use sluice_kafka::telemetry::SpanKind;
 use sluice_proto::pb::publish_request::Message as Request;
 use sluice_proto::pb::publish_response::Message as Response;
 use sluice_proto::pb::{self, ErrorCode};
-use sluice_proto::{bounds, validate, wire};
+use sluice_proto::wire;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::ack::{self, Acks, Fate, Settled, Settlements};
 use super::admit::{Permit, Window};
 use super::encode::Scratch;
-use super::fence::{self, Claim};
+use super::open::{self, Opened};
 use super::publish::{Origin, Recipient, Sender};
-use super::sequence::{self, Sequence};
-use super::token::{self, Owner};
-use super::{Shared, decode};
+use super::sequence::Sequence;
+use super::token::Owner;
+use super::{Shared, decode, fence};
 use crate::auth::Caller;
 use crate::metrics::Counted;
-use crate::quota;
+use crate::quota::{LONGEST_HOLD, Meter};
 use crate::status::{self, Failure};
 
 /// How long settled events wait for others to share an ack with: the resolution of the timer.
@@ -44,6 +46,8 @@ pub const PING_EVERY: Duration = Duration::from_secs(15);
 pub const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a session that is asked to drain still acknowledges.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// By which part of it a session's greatest age varies, so that sessions which began together do not end together.
+pub const AGE_JITTER: f64 = 0.1;
 /// Answers that wait in the stream's channel.
 pub const RESPONSES: usize = 64;
 /// Answers that wait behind the channel before the session stops reading.
@@ -67,10 +71,12 @@ struct End {
 struct Batch {
     first: u64,
     events: Vec<Bytes>,
+    /// Numbers that are passed over.
+    duplicates: Vec<RangeInclusive<u64>>,
     /// Index of the next event to be handled.
     next: usize,
-    /// Events that the quota does not cover yet.
-    uncovered: u32,
+    /// Events and their bytes that the quotas do not cover yet.
+    uncovered: [u64; 2],
 }
 
 /// Why the stream is not read.
@@ -83,7 +89,7 @@ enum Withheld {
 struct Session {
     shared: Arc<Shared>,
     caller: Caller,
-    claim: Claim,
+    meter: Meter,
     traceparent: Option<String>,
     producer_id: String,
     epoch: u64,
@@ -101,6 +107,8 @@ struct Session {
     flush_at: Option<Instant>,
     last_sent: Instant,
     end: Option<End>,
+    /// When the client is asked to go elsewhere.
+    drain_at: Instant,
     scratch: Scratch,
 }
 
@@ -121,15 +129,23 @@ pub async fn run<S>(
         () = shared.draining.cancelled() => Err(Some(super::draining())),
         request = inbound.next() => opening(request),
     };
-    let session = match first {
-        Ok(open) => Session::open(shared, caller, traceparent, open),
+    let opened = match first {
+        Ok(open) => tokio::select! {
+            biased;
+            () = outbound.closed() => return,
+            opened = open::open(&shared, &caller, open) => opened.map_err(Some),
+        },
         Err(failure) => Err(failure),
     };
-    let failure = match session {
-        Ok(mut session) => match session.drive(&mut inbound, &outbound).await {
-            Ok(failure) => failure,
-            Err(Gone) => return,
-        },
+    let failure = match opened {
+        Ok(opened) => {
+            let fenced = opened.fenced.clone();
+            let mut session = Session::new(shared, caller, traceparent, opened);
+            match session.drive(&mut inbound, &outbound, &fenced).await {
+                Ok(failure) => failure,
+                Err(Gone) => return,
+            }
+        }
         Err(failure) => failure,
     };
     if let Some(failure) = failure {
@@ -157,56 +173,23 @@ fn opening(request: Option<Result<pb::PublishRequest, Status>>) -> Result<pb::Pu
 }
 
 impl Session {
-    fn open(
-        shared: Arc<Shared>,
-        caller: Caller,
-        traceparent: Option<String>,
-        open: pb::PublishOpen,
-    ) -> Result<Self, Option<Failure>> {
-        validate::producer_id(&open.producer_id).map_err(|violation| {
-            let failure = Failure::new(ErrorCode::RequestInvalid, violation.reason, violation.remedy);
-            Some(failure.field(violation.field))
-        })?;
-        let owner = Owner {
-            tenant: &caller.tenant,
-            producer_id: &open.producer_id,
-            epoch: open.epoch,
-        };
-        let next = if open.resume_token.is_empty() {
-            sequence::FIRST
-        } else {
-            token::read(&open.resume_token, owner)?
-        };
-        let claim = shared.fences.claim(&caller.tenant, &open.producer_id, open.epoch)?;
-        let in_flight = match open.max_in_flight {
-            0 => shared.max_in_flight_events,
-            asked => asked.min(shared.max_in_flight_events),
-        };
-        let window = Window::new(in_flight);
-        let ready = pb::PublishReady {
-            next_sequence: next,
-            credit: Some(window.initial_credit()),
-            limits: Some(pb::Limits {
-                max_event_bytes: bounds::MAX_EVENT_BYTES as u32,
-                max_batch_events: bounds::MAX_BATCH_EVENTS as u32,
-                max_request_bytes: bounds::MAX_REQUEST_BYTES as u32,
-                max_in_flight: in_flight,
-            }),
-        };
-        Ok(Self {
+    fn new(shared: Arc<Shared>, caller: Caller, traceparent: Option<String>, opened: Opened) -> Self {
+        let spread = 1.0 + AGE_JITTER * (2.0 * fastrand::f64() - 1.0);
+        Self {
+            drain_at: Instant::now() + shared.max_session_age.mul_f64(spread),
+            meter: shared.quotas.meter(&caller),
             shared,
             caller,
-            claim,
             traceparent,
-            epoch_text: open.epoch.to_string(),
-            producer_id: open.producer_id,
-            epoch: open.epoch,
-            sequence: Sequence::starting_at(next),
-            window,
-            settlements: Arc::default(),
+            epoch_text: opened.epoch.to_string(),
+            producer_id: opened.producer_id,
+            epoch: opened.epoch,
+            sequence: opened.sequence,
+            window: opened.window,
+            settlements: opened.settlements,
             settled: Vec::new(),
-            acks: Acks::new(next, open.want_positions),
-            outbox: VecDeque::from([Response::Ready(ready)]),
+            acks: opened.acks,
+            outbox: VecDeque::from([Response::Ready(opened.ready)]),
             batch: None,
             hold: None,
             withheld: None,
@@ -214,18 +197,22 @@ impl Session {
             last_sent: Instant::now(),
             end: None,
             scratch: Scratch::default(),
-        })
+        }
     }
 
     /// Works until the session is over, and says how it ends.
-    async fn drive<S>(&mut self, inbound: &mut S, outbound: &Outbound) -> Result<Option<Failure>, Gone>
+    async fn drive<S>(
+        &mut self,
+        inbound: &mut S,
+        outbound: &Outbound,
+        fenced: &CancellationToken,
+    ) -> Result<Option<Failure>, Gone>
     where
         S: Stream<Item = Result<pb::PublishRequest, Status>> + Unpin,
     {
         let shared = self.shared.clone();
         let settlements = self.settlements.clone();
         let mut draining = pin!(shared.draining.cancelled());
-        let fenced = self.claim.fenced().clone();
         let mut fenced = pin!(fenced.cancelled());
         let mut timer = pin!(tokio::time::sleep_until(Instant::now()));
         loop {
@@ -306,6 +293,9 @@ impl Session {
             self.hold = None;
             self.publish(now);
         }
+        if self.end.is_none() && self.drain_at <= now {
+            self.drain();
+        }
         if self.outbox.is_empty() && self.last_sent + PING_EVERY <= now {
             self.outbox.push_back(Response::Ping(pb::Ping {}));
         }
@@ -314,7 +304,7 @@ impl Session {
     fn wake_at(&self) -> Instant {
         let flush_at = self.flush_at.filter(|_| self.outbox.is_empty());
         let hold = self.hold.map(|(until, _)| until);
-        let end = self.end.as_ref().and_then(|end| end.deadline);
+        let end = self.end.as_ref().map_or(Some(self.drain_at), |end| end.deadline);
         [flush_at, hold, end]
             .into_iter()
             .flatten()
@@ -386,10 +376,11 @@ impl Session {
     /// Takes a batch: what came before is acknowledged as such, the rest goes on its way.
     fn take(&mut self, batch: wire::EventBatch) -> Result<(), Failure> {
         let plan = self.sequence.take(batch.first_sequence, batch.events.len())?;
-        if let Some(duplicates) = plan.duplicates {
-            for event in &batch.events[..plan.skip] {
+        for duplicates in &plan.duplicates {
+            for sequence in duplicates.clone() {
                 // The client spent credit on them, which it gets back.
-                let permit = self.window.admit(event.len());
+                let bytes = batch.events[(sequence - batch.first_sequence) as usize].len();
+                let permit = self.window.admit(bytes);
                 self.window.release(permit);
             }
             let ack = ack::duplicate(*duplicates.start(), *duplicates.end());
@@ -397,11 +388,15 @@ impl Session {
             self.grant();
         }
         if plan.fresh > 0 {
+            let fresh = (batch.first_sequence..).zip(&batch.events);
+            let fresh = fresh.filter(|(sequence, _)| !plan.duplicates.iter().any(|known| known.contains(sequence)));
+            let bytes = fresh.map(|(_, event)| event.len() as u64).sum();
             self.batch = Some(Batch {
                 first: batch.first_sequence,
                 events: batch.events,
-                next: plan.skip,
-                uncovered: plan.fresh as u32,
+                duplicates: plan.duplicates,
+                next: 0,
+                uncovered: [plan.fresh as u64, bytes],
             });
             self.publish(Instant::now());
         }
@@ -411,19 +406,21 @@ impl Session {
     /// Goes on with the batch until it is through, the quota is spent or Kafka's queue is full.
     fn publish(&mut self, now: Instant) {
         let Some(mut batch) = self.batch.take() else { return };
-        if let Err(spent) = self.shared.quotas.take(&self.caller.tenant, batch.uncovered) {
-            batch.uncovered = spent.left;
+        let [events, bytes] = batch.uncovered;
+        if events > 0
+            && let Err(spent) = self.meter.take(events, bytes)
+        {
             self.batch = Some(batch);
-            self.hold = Some((now + spent.retry_after, Withheld::Quota));
+            self.hold = Some((now + spent.retry_after.min(LONGEST_HOLD), Withheld::Quota));
             if spent.retry_after >= THROTTLE_FROM {
                 self.outbox.push_back(Response::Throttle(pb::Throttle {
-                    quota: quota::EVENTS_PER_SECOND.to_owned(),
+                    quota: spent.quota.to_owned(),
                     retry_after: prost_types::Duration::try_from(spent.retry_after).ok(),
                 }));
             }
             return;
         }
-        batch.uncovered = 0;
+        batch.uncovered = [0; 2];
         let shared = self.shared.clone();
         let sender = shared.publisher.sender();
         let now_us = (shared.clock)();
@@ -435,8 +432,14 @@ impl Session {
         );
         let own = span.as_ref().map(|span| span.traceparent());
         let from = batch.next;
+        let numbers = batch.first + from as u64..batch.first + batch.events.len() as u64;
+        self.acks.sending(numbers.start, numbers.end, now_us / 1_000);
         while let Some(event) = batch.events.get(batch.next) {
             let sequence = batch.first + batch.next as u64;
+            if batch.duplicates.iter().any(|known| known.contains(&sequence)) {
+                batch.next += 1;
+                continue;
+            }
             let permit = self.window.admit(event.len());
             if let Err(permit) = self.hand_over(&sender, own.as_deref(), sequence, event, permit, (now, now_us)) {
                 self.window.cancel(permit);
@@ -537,21 +540,24 @@ impl Session {
         }
     }
 
-    fn token(&self) -> Vec<u8> {
+    fn token(&mut self) -> Vec<u8> {
+        let now_ms = (self.shared.clock)() / 1_000;
+        let progress = self.acks.progress(now_ms);
         let owner = Owner {
             tenant: &self.caller.tenant,
             producer_id: &self.producer_id,
             epoch: self.epoch,
         };
-        token::write(owner, self.acks.floor())
+        self.shared.signer.write(owner, &progress, now_ms)
     }
 
     /// Takes nothing more, and ends when everything taken is settled. What was read and not handed to Kafka is as if it
     /// had not been read.
     fn drain(&mut self) {
+        let resume_token = self.token().into();
         self.outbox.push_back(Response::Drain(pb::Drain {
             deadline: prost_types::Duration::try_from(DRAIN_TIMEOUT).ok(),
-            resume_token: self.token().into(),
+            resume_token,
         }));
         self.fail(None, DRAIN_TIMEOUT);
     }

@@ -88,6 +88,7 @@ impl Driver {
             resume_token: self.resume_token.clone(),
             max_in_flight: self.options.max_in_flight,
             want_positions: self.options.want_positions,
+            last_sent_sequence: self.window.sent(),
         });
         // There is room: the channel was made just now.
         drop(outgoing.try_send(PublishRequest { message: Some(open) }));
@@ -107,6 +108,7 @@ impl Driver {
         self.window
             .resume(&ready)
             .map_err(|_nonsense| Refusal::unexpected("the gateway resumes where the session never was"))?;
+        self.learn(ready.resume_token);
         self.shared.sessions.fetch_add(1, Ordering::Relaxed);
         Ok(Session { outgoing, incoming })
     }

@@ -3,9 +3,9 @@
 //! Fed by the driver in `session`: events come in from the queue, batches go out as far as credit allows, answers settle
 //! sequence numbers in any order. Does no I/O, so that every rule of the contract is tested here.
 //!
-//! An event is kept until it is settled. Numbers must stay contiguous, though: when a session resumes before a number
-//! that is settled already, an empty event takes its place. The gateway refuses it, nobody waits for the answer, and
-//! nothing is stored twice.
+//! An event is kept until it is settled. A resumed session passes over the numbers that the gateway says are settled. Those
+//! that only this side knows to be settled have an empty event in their place, since numbers stay contiguous: the gateway
+//! refuses it, nobody waits for the answer, and nothing is stored twice.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -43,6 +43,10 @@ pub(super) struct Window {
     base: u64,
     /// The next sequence number to send in this session.
     next: u64,
+    /// The highest number that was sent in any session.
+    sent: u64,
+    /// Ranges from `next` on that the gateway says are settled, both ends included.
+    settled: VecDeque<(u64, u64)>,
     /// Sent in this session and not settled.
     unanswered: usize,
     credit_events: i64,
@@ -64,6 +68,8 @@ impl Window {
             entries: VecDeque::new(),
             base: 1,
             next: 1,
+            sent: 0,
+            settled: VecDeque::new(),
             unanswered: 0,
             credit_events: 0,
             credit_bytes: 0,
@@ -89,6 +95,11 @@ impl Window {
         self.unanswered == 0
     }
 
+    /// The highest number that was sent in any session; 0 before the first.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Numbers an event.
     pub(super) fn push(&mut self, submission: Submission) {
         self.entries.push_back(Some(submission));
@@ -101,6 +112,20 @@ impl Window {
         if self.base.saturating_sub(next) > u64::from(bounds::MAX_IN_FLIGHT_EVENTS) {
             return Err(Nonsense);
         }
+        let end = self.end();
+        let settled = ready
+            .settled
+            .iter()
+            .map(|range| (range.first_sequence, range.last_sequence));
+        self.settled = settled.collect();
+        // What was never sent cannot be settled: it would be taken for what is sent next.
+        if self
+            .settled
+            .iter()
+            .any(|(first, last)| first > last || *last >= end.max(next))
+        {
+            return Err(Nonsense);
+        }
         let limits = ready.limits.unwrap_or_default();
         let or = |limit: u32, default: usize| if limit == 0 { default } else { limit as usize };
         self.max_in_flight = or(limits.max_in_flight, self.wanted_in_flight).min(self.wanted_in_flight);
@@ -110,15 +135,30 @@ impl Window {
         self.credit(ready.credit.unwrap_or_default());
         self.next = next;
         self.unanswered = 0;
-        let end = self.base + self.entries.len() as u64;
         for sequence in self.base..next.min(end) {
             self.settle_one(sequence, Outcome::Settled);
         }
+        for (first, last) in self.settled.clone() {
+            for sequence in first.max(self.base)..=last {
+                self.settle_one(sequence, Outcome::Settled);
+            }
+        }
         self.advance();
+        self.pass_settled();
         if next > end {
             self.base = next;
         }
         Ok(())
+    }
+
+    /// Moves on to the next number that the gateway waits for.
+    fn pass_settled(&mut self) {
+        while let Some((first, last)) = self.settled.front().copied()
+            && first <= self.next
+        {
+            self.next = self.next.max(last + 1);
+            self.settled.pop_front();
+        }
     }
 
     /// More permission; the gateway may also take some back.
@@ -137,7 +177,8 @@ impl Window {
         let first_sequence = self.next;
         let mut events = Vec::new();
         let mut request_bytes = REQUEST_FRAMING_BYTES;
-        while self.next < self.end() && events.len() < self.max_batch_events {
+        let until = self.settled.front().map_or(self.end(), |(first, _)| *first);
+        while self.next < until && events.len() < self.max_batch_events {
             let bytes = self.bytes_of(self.next);
             request_bytes += bytes + EVENT_FRAMING_BYTES;
             let fits = events.is_empty() || request_bytes <= self.max_request_bytes;
@@ -151,6 +192,8 @@ impl Window {
             self.credit_bytes -= bytes as i64;
             self.next += 1;
         }
+        self.sent = self.sent.max(self.next - 1);
+        self.pass_settled();
         (!events.is_empty()).then_some(EventBatch { first_sequence, events })
     }
 
@@ -248,6 +291,7 @@ mod tests {
                 max_request_bytes: 10_000,
                 max_in_flight: 100,
             }),
+            ..pb::PublishReady::default()
         }
     }
 
@@ -384,6 +428,33 @@ mod tests {
         assert_eq!(lengths(window.next_batch()), Some((1, vec![0, 0, 4])));
         window.base = 1_000_000;
         assert_eq!(window.resume(&ready(1, 100, 1_000)), Err(Nonsense));
+    }
+
+    #[test]
+    fn resuming_passes_over_what_the_gateway_has() {
+        let (mut window, mut replies) = filled(8, 100, 1_000);
+        while window.next_batch().is_some() {}
+        assert_eq!(window.sent(), 8);
+        let range = |first_sequence, last_sequence| pb::SequenceRange {
+            first_sequence,
+            last_sequence,
+        };
+        let mut resumed = ready(2, 100, 1_000);
+        resumed.settled = vec![range(4, 5), range(8, 8)];
+        window.resume(&resumed).unwrap();
+        for settled in [0, 3, 4, 7] {
+            assert_eq!(outcome(&mut replies[settled]), Outcome::Settled, "{settled}");
+        }
+        assert_eq!(lengths(window.next_batch()), Some((2, vec![10, 10])));
+        assert_eq!(lengths(window.next_batch()), Some((6, vec![10, 10])));
+        let _reply = push(&mut window, b"more");
+        assert_eq!(lengths(window.next_batch()), Some((9, vec![4])));
+        window.acknowledge(&ack(2, 9, pb::AckStatus::Stored));
+        assert!(window.is_empty() && window.is_answered());
+        // Nothing is settled that was never sent.
+        let mut nonsense = ready(10, 100, 1_000);
+        nonsense.settled = vec![range(12, 12)];
+        assert_eq!(window.resume(&nonsense), Err(Nonsense));
     }
 
     #[test]
