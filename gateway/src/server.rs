@@ -135,6 +135,7 @@ impl Server {
         };
         let decisions = decisions::Shared {
             router: consumer.router(),
+            cursors: Arc::new(decisions::commit::Cursors::new(source.clone())),
             source,
             lookup: Arc::new(lookup),
             catch_ups: Arc::new(Semaphore::new(decisions::MAX_CATCH_UPS)),

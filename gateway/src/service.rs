@@ -3,8 +3,10 @@
 //! Comes after `auth`, which put the caller into the request's extensions.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::{Stream, StreamExt};
 use sluice_kafka::telemetry;
 use sluice_proto::pb::decision_service_server::DecisionService;
 use sluice_proto::pb::ingest_service_server::IngestService;
@@ -17,7 +19,8 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::auth::Caller;
-use crate::decisions::{self, subscribe};
+use crate::decisions::subscribe::{self, Flow};
+use crate::decisions::{self, watch};
 use crate::ingest::{self, call, session};
 use crate::status::Failure;
 
@@ -101,7 +104,7 @@ impl IngestService for Ingest {
 #[tonic::async_trait]
 impl DecisionService for Decisions {
     type SubscribeStream = ReceiverStream<Result<pb::SubscribeResponse, Status>>;
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
 
     async fn subscribe(
         &self,
@@ -109,13 +112,19 @@ impl DecisionService for Decisions {
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = caller(&request)?;
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
-        let subscription = subscribe::run(self.shared.clone(), caller, request.into_inner(), outbound);
+        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Credit, request.into_inner(), outbound);
         self.tasks.spawn(subscription);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
-    async fn watch(&self, _request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(later("Watch is not served by this version"))
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
+        let open = watch::opening(request.into_inner())?;
+        let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
+        let requests = watch::requests(open);
+        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Transport, requests, outbound);
+        self.tasks.spawn(subscription);
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses).map(watch::answer))))
     }
 }
 

@@ -119,6 +119,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::RequestInvalid
         | ErrorCode::TokenInvalid => Code::InvalidArgument,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::SessionNotOpen | ErrorCode::SequenceGap => Code::FailedPrecondition,
         ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::BrokerUnavailable | ErrorCode::DeliveryUncertain | ErrorCode::Draining => Code::Unavailable,
