@@ -18,9 +18,10 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::Caller;
+use crate::auth::{Auth, Caller, Role};
 use crate::decisions::subscribe::{self, Flow};
 use crate::decisions::{self, watch};
+use crate::guard::Guarded;
 use crate::ingest::{self, call, session};
 use crate::status::Failure;
 
@@ -28,6 +29,8 @@ use crate::status::Failure;
 pub struct Ingest {
     /// What sessions and calls share.
     pub shared: Arc<ingest::Shared>,
+    /// Who may call, for credentials that come inside of a session.
+    pub auth: Arc<Auth>,
     /// The sessions, which a drain waits for.
     pub tasks: TaskTracker,
 }
@@ -36,6 +39,8 @@ pub struct Ingest {
 pub struct Decisions {
     /// What subscriptions share.
     pub shared: Arc<decisions::Shared>,
+    /// Who may call, for credentials that come inside of a subscription.
+    pub auth: Arc<Auth>,
     /// The subscriptions, which a drain waits for.
     pub tasks: TaskTracker,
 }
@@ -43,8 +48,15 @@ pub struct Decisions {
 /// Tells the schemas, by the registry's subject.
 pub struct Schemas(pub BTreeMap<String, pb::GetSchemaResponse>);
 
+/// Who calls, and may do so.
+fn caller<T>(request: &Request<T>, role: Role) -> Result<Caller, Failure> {
+    let caller = identity(request)?;
+    caller.must(role)?;
+    Ok(caller)
+}
+
 /// Who calls. Without the interceptor there is no caller, and nobody is let in.
-fn caller<T>(request: &Request<T>) -> Result<Caller, Failure> {
+fn identity<T>(request: &Request<T>) -> Result<Caller, Failure> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| {
         Failure::new(
             ErrorCode::Unauthenticated,
@@ -74,11 +86,12 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<pb::PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Publish)?;
         let traceparent = traceparent(request.metadata());
+        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
         let (outbound, responses) = mpsc::channel(session::RESPONSES);
         // The response begins before the first request is read: some clients send nothing until then.
-        let session = session::run(self.shared.clone(), caller, traceparent, request.into_inner(), outbound);
+        let session = session::run(self.shared.clone(), caller, traceparent, inbound, outbound);
         self.tasks.spawn(session);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -87,7 +100,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<pb::PublishOneRequest>,
     ) -> Result<Response<pb::PublishOneResponse>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Publish)?;
         let traceparent = traceparent(request.metadata());
         let event = request.into_inner().event;
         let position = call::publish_one(&self.shared, &caller, traceparent.as_deref(), event).await?;
@@ -96,7 +109,8 @@ impl IngestService for Ingest {
         }))
     }
 
-    async fn decide(&self, _request: Request<pb::DecideRequest>) -> Result<Response<pb::DecideResponse>, Status> {
+    async fn decide(&self, request: Request<pb::DecideRequest>) -> Result<Response<pb::DecideResponse>, Status> {
+        caller(&request, Role::Decide)?;
         Err(later("Decide is not served by this version"))
     }
 }
@@ -110,21 +124,24 @@ impl DecisionService for Decisions {
         &self,
         request: Request<Streaming<pb::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Subscribe)?;
+        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
-        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Credit, request.into_inner(), outbound);
+        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Credit, inbound, outbound);
         self.tasks.spawn(subscription);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Subscribe)?;
         let open = watch::opening(request.into_inner())?;
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
-        let requests = watch::requests(open);
+        let requests = Guarded::new(watch::requests(open), caller.clone(), self.auth.clone());
         let subscription = subscribe::run(self.shared.clone(), caller, Flow::Transport, requests, outbound);
         self.tasks.spawn(subscription);
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses).map(watch::answer))))
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(responses).map(watch::answer),
+        )))
     }
 }
 
@@ -167,6 +184,6 @@ mod tests {
 
     #[test]
     fn nobody_is_let_in_without_the_interceptor() {
-        assert!(caller(&Request::new(())).is_err());
+        assert!(caller(&Request::new(()), Role::Publish).is_err());
     }
 }

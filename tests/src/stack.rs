@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sqlx::{Connection, PgConnection};
 
+use crate::credentials;
 use crate::process::Process;
 use crate::servers::{self, Servers};
 use crate::wait;
@@ -219,6 +220,40 @@ impl Stack {
     /// # Errors
     /// When it cannot be started.
     pub fn start_gateway(&mut self) -> Result<()> {
+        let env = self.gateway_env();
+        self.gateway = None;
+        let program = servers::binary("sluice-gateway")?;
+        self.gateway = Some(Process::start("gateway", &program, &[], &env, &self.directory)?);
+        Ok(())
+    }
+
+    /// Starts one more gateway of the installation, ready; returns its URL with it.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_another_gateway(&self) -> Result<(Process, String)> {
+        self.start_another_gateway_at(servers::free_address()?).await
+    }
+
+    /// The same at a given address.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_another_gateway_at(&self, address: SocketAddr) -> Result<(Process, String)> {
+        let admin = servers::free_address()?;
+        let mut env = self.gateway_env();
+        env.extend([
+            ("SLUICE_LISTEN".to_owned(), address.to_string()),
+            ("SLUICE_ADMIN_LISTEN".to_owned(), admin.to_string()),
+        ]);
+        let program = servers::binary("sluice-gateway")?;
+        let name = format!("gateway-{}", address.port());
+        let mut gateway = Process::start(&name, &program, &[], &env, &self.directory)?;
+        ready(&name, &mut gateway, admin).await?;
+        Ok((gateway, format!("http://{address}")))
+    }
+
+    fn gateway_env(&self) -> Vec<(String, String)> {
         let mut env = self.common_env();
         env.extend([
             ("SLUICE_LISTEN".to_owned(), self.gateway_address.to_string()),
@@ -233,10 +268,7 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.gateway_env.clone());
-        self.gateway = None;
-        let program = servers::binary("sluice-gateway")?;
-        self.gateway = Some(Process::start("gateway", &program, &[], &env, &self.directory)?);
-        Ok(())
+        env
     }
 
     /// Starts a processor.
@@ -412,8 +444,9 @@ fn keys() -> String {
             // Writing to a String cannot fail.
             let _written = writeln!(
                 text,
-                "[[key]]\nkey = \"{}\"\ntenant = \"{}\"\n",
-                tenant.key, tenant.name
+                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\n",
+                credentials::hash(&tenant.key),
+                tenant.name
             );
             text
         })

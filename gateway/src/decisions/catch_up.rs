@@ -182,7 +182,11 @@ impl CatchUp {
         let watermarks = self.shared.lookup.watermarks().map_err(unavailable)?;
         self.cursor = start::in_log(self.cursor.clone(), &watermarks, self.on_expired)?.cursor;
         self.starts = self.shared.router.starts();
-        self.consumer = self.shared.source.small_consumer(&self.cursor.next).map_err(unavailable)?;
+        self.consumer = self
+            .shared
+            .source
+            .small_consumer(&self.cursor.next)
+            .map_err(unavailable)?;
         Ok(())
     }
 }

@@ -109,10 +109,14 @@ impl Cursors {
         let group: Arc<str> = format!("{}cursor/{tenant}/{name}", self.source.kafka.topic_prefix).into();
         let room = self.room.clone().try_acquire_owned().map_err(|_| {
             let remedy = "subscribe at another gateway";
-            Failure::new(ErrorCode::QuotaExceeded, "this gateway has as many cursors as it serves", remedy)
-                .quota(QUOTA)
-                .retry_after(SESSION_TIMEOUT)
-                .fact("limit", MAX_CURSORS)
+            Failure::new(
+                ErrorCode::QuotaExceeded,
+                "this gateway has as many cursors as it serves",
+                remedy,
+            )
+            .quota(QUOTA)
+            .retry_after(SESSION_TIMEOUT)
+            .fact("limit", MAX_CURSORS)
         })?;
         let (commits, asked) = watch::channel(None);
         let (told, state) = watch::channel(State::default());
@@ -125,11 +129,7 @@ impl Cursors {
         };
         tokio::task::spawn_blocking(move || keeper.run(opened));
         let stored = stored.await.unwrap_or_else(|_| Err(start::unavailable()))?;
-        Ok(Held {
-            stored,
-            commits,
-            state,
-        })
+        Ok(Held { stored, commits, state })
     }
 }
 
@@ -178,7 +178,10 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let mut newest = self.cursors.newest.lock();
-        if newest.get(&self.group).is_some_and(|(number, _)| *number == self.number) {
+        if newest
+            .get(&self.group)
+            .is_some_and(|(number, _)| *number == self.number)
+        {
             newest.remove(&self.group);
         }
     }
@@ -253,7 +256,12 @@ impl Keeper {
         // The member reads nothing, and may have fetched a little before it was paused.
         config.set("queued.max.messages.kbytes", "64");
         config.set("queued.min.messages", "1");
-        let failed = |cause| unavailable(&error::Consumer::Control { step: "subscribe", cause });
+        let failed = |cause| {
+            unavailable(&error::Consumer::Control {
+                step: "subscribe",
+                cause,
+            })
+        };
         let consumer: BaseConsumer<Member> = config.create_with_context(Member::default()).map_err(failed)?;
         consumer.subscribe(&[&source.topic]).map_err(failed)?;
         let deadline = Instant::now() + JOIN_TIMEOUT;
@@ -325,7 +333,11 @@ impl Keeper {
                 let left = member.taken.load(Ordering::Acquire) > 0 || member.given.load(Ordering::Acquire) > given;
                 left.then(start::unavailable)
             };
-            let lost = lost.or_else(|| waiting.take().and_then(|cursor| self.commit(consumer, cursor, &mut waiting)));
+            let lost = lost.or_else(|| {
+                waiting
+                    .take()
+                    .and_then(|cursor| self.commit(consumer, cursor, &mut waiting))
+            });
             if lost.is_some() {
                 self.told.send_modify(|state| state.lost = lost);
                 return;
@@ -337,12 +349,7 @@ impl Keeper {
     }
 
     /// Commits; what may succeed later is left waiting. `Some` where the cursor is lost.
-    fn commit(
-        &self,
-        consumer: &BaseConsumer<Member>,
-        cursor: Cursor,
-        waiting: &mut Option<Cursor>,
-    ) -> Option<Failure> {
+    fn commit(&self, consumer: &BaseConsumer<Member>, cursor: Cursor, waiting: &mut Option<Cursor>) -> Option<Failure> {
         match self.write(consumer, &cursor) {
             Ok(()) => {
                 self.told.send_modify(|state| state.committed = Some(cursor));

@@ -249,7 +249,9 @@ impl Consumer {
 /// The ends of all partitions, with the high-watermarks that the last records before them tell.
 fn look_back(source: &Source, reader: &mut Reader, watermarks: &[(i64, i64)]) -> Result<Cursor, Error> {
     let ends: Vec<i64> = watermarks.iter().map(|(_, end)| *end).collect();
-    let from = watermarks.iter().map(|(first, end)| (end - LOOK_BACK_RECORDS).max(*first));
+    let from = watermarks
+        .iter()
+        .map(|(first, end)| (end - LOOK_BACK_RECORDS).max(*first));
     let consumer = source.small_consumer(&from.collect::<Vec<_>>())?;
     let deadline = Instant::now() + LOOK_BACK_TIMEOUT;
     let mut start = Cursor::new(ends.clone());

@@ -128,12 +128,21 @@ pub async fn resolve(shared: &Arc<Shared>, asked: Asked, stored: Option<Cursor>)
 /// # Errors
 /// `TOKEN_INVALID` (OUT_OF_RANGE), `BROKER_UNAVAILABLE`.
 pub async fn exists(shared: &Arc<Shared>, cursor: &Cursor) -> Result<(), Failure> {
-    if cursor.next.iter().zip(shared.router.ends()).all(|(next, end)| *next <= end) {
+    if cursor
+        .next
+        .iter()
+        .zip(shared.router.ends())
+        .all(|(next, end)| *next <= end)
+    {
         return Ok(());
     }
     // Another gateway may be ahead of this one.
     let watermarks = lookup(shared, Lookup::watermarks).await?;
-    let beyond = cursor.next.iter().zip(&watermarks).position(|(next, (_, end))| next > end);
+    let beyond = cursor
+        .next
+        .iter()
+        .zip(&watermarks)
+        .position(|(next, (_, end))| next > end);
     beyond.map_or(Ok(()), |partition| Err(beyond_end(partition).field("commit.token")))
 }
 

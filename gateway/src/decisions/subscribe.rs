@@ -168,12 +168,7 @@ const fn response(message: Response) -> pb::SubscribeResponse {
 }
 
 impl Subscription {
-    async fn open(
-        shared: Arc<Shared>,
-        caller: Caller,
-        flow: Flow,
-        open: pb::SubscribeOpen,
-    ) -> Result<Self, Failure> {
+    async fn open(shared: Arc<Shared>, caller: Caller, flow: Flow, open: pb::SubscribeOpen) -> Result<Self, Failure> {
         let on_expired = ExpiredPosition::try_from(open.on_expired).map_err(|_| {
             let remedy = "name REFUSE, EARLIEST or LATEST";
             Failure::new(ErrorCode::RequestInvalid, "is no choice", remedy).field("open.on_expired")
@@ -392,7 +387,10 @@ impl Subscription {
                     "the subscription is open already",
                     "send Open as the first message only",
                 ),
-                None => invalid("the message has no content", "set one of open, credit, commit"),
+                // The guard before has taken refreshes out.
+                Some(Request::Refresh(_)) | None => {
+                    invalid("the message has no content", "set one of open, credit, commit, refresh")
+                }
             },
             Some(Err(status)) => Err(status::unreadable_request(&status).map_or(Over::Gone, Over::Failed)),
             // What credit is left is still served.

@@ -62,7 +62,7 @@ fn hand_over(
         let failure = Failure::new(ErrorCode::QuotaExceeded, "the tenant's quota is spent", remedy);
         return Err(failure.quota(quota::EVENTS_PER_SECOND).retry_after(spent.retry_after));
     }
-    let checked = decode::decoded(event, &caller.tenant, (shared.clock)())?;
+    let checked = decode::decoded(event, &caller.tenant, (shared.clock)(), &shared.privacy)?;
     let mut scratch = Scratch::default();
     let record = shared
         .encoders

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use sluice_proto::pb;
-use sluice_proto::pb::decision_service_client::DecisionServiceClient;
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
 use sluice_proto::pb::schema_service_client::SchemaServiceClient;
 use sluice_proto::topics;
@@ -36,10 +35,6 @@ fn calls_that_are_not_served_yet_say_so() {
         let mut ingest = IngestServiceClient::new(channel.clone());
         let answer = wait::soon("Decide answers", ingest.decide(authorized(decide, &tenant.key))).await?;
         check("Decide", answer.err())?;
-        let mut decisions = DecisionServiceClient::new(channel.clone());
-        let watch = authorized(pb::WatchRequest::default(), &tenant.key);
-        let answer = wait::soon("Watch answers", decisions.watch(watch)).await?;
-        check("Watch", answer.err())?;
         Ok(())
     });
 }
