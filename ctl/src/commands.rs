@@ -7,6 +7,9 @@ use sluice_kafka::{Metrics, Topics};
 use crate::options::{self, Command, Options};
 use crate::table::Table;
 
+/// How the groups begin in which gateways store cursors: they count decisions, all others payments.
+const CURSOR: &str = "cursor/";
+
 /// Runs the command and returns what it prints.
 pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
     let config = options.kafka.config();
@@ -21,8 +24,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
         Command::Topics(options::Topics::List) => list_topics(&admin, &topics).with_context(at),
         Command::Groups(options::Groups::List) => list_groups(&admin).with_context(at),
         Command::Lag { group } => {
+            let topic = if group.starts_with(CURSOR) {
+                &topics.decisions
+            } else {
+                &topics.payments
+            };
             let group = format!("{}{group}", config.topic_prefix);
-            lag(&admin, &group, &topics.payments).with_context(at)
+            lag(&admin, &group, topic).with_context(at)
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) enum Command {
     /// Consumer groups: list them
     #[command(subcommand)]
     Groups(Groups),
-    /// How far a consumer group is behind, by partition of the payments
+    /// How far a consumer group is behind, by partition of the payments; cursor/TENANT/NAME, of the decisions
     Lag {
         /// The consumer group, before the prefix
         #[arg(long, default_value = "sluice-processor")]

@@ -1,30 +1,37 @@
-//! Owns the API keys: who may call, and as which tenant.
+//! Owns who may call: from a request's credentials to its [`Caller`], and what the caller may do.
 //!
 //! Comes before the services, as an interceptor; what comes after it finds the [`Caller`] in the request's extensions.
+//! `keys` reads the file of principals, `jwt` checks signed tokens.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+mod jwt;
+mod keys;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use parking_lot::RwLock;
 use serde::Deserialize;
 use sluice_proto::pb::ErrorCode;
-use sluice_proto::validate;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 
+use crate::accept::Peer;
 use crate::status::Failure;
+use keys::Known;
 
 /// The key that works without a keys file, on loopback only.
 pub const DEV_KEY: &str = "sluice-dev-key";
 /// The tenant of [`DEV_KEY`].
 pub const DEV_TENANT: &str = "dev";
-/// Shortest key of a keys file, in bytes.
-pub const MIN_KEY_BYTES: usize = 12;
-/// Longest key that is looked at, in bytes.
-pub const MAX_KEY_BYTES: usize = 512;
+/// Longest credentials that are looked at, in bytes: a signed token with some claims.
+pub const MAX_CREDENTIALS_BYTES: usize = 8 * 1_024;
 
-/// The keys cannot be used.
+const REMEDY: &str = "send the metadata authorization: Bearer KEY, or x-api-key: KEY, or a client certificate";
+
+/// The principals cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Anybody could connect, and everybody knows the development key.
@@ -51,145 +58,155 @@ pub enum Error {
     },
 }
 
+/// What a caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Publish events.
+    Publish,
+    /// Receive decisions.
+    Subscribe,
+    /// Publish a payment and wait for its decision.
+    Decide,
+}
+
+impl Role {
+    /// Every role: what a principal has unless its entry says otherwise.
+    pub const ALL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Publish => "publish",
+            Self::Subscribe => "subscribe",
+            Self::Decide => "decide",
+        })
+    }
+}
+
 /// Who calls.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     /// The tenant that owns everything the caller publishes and sees.
     pub tenant: Arc<str>,
     /// The principal, as quotas and logs name it. Never a secret.
     pub name: Arc<str>,
+    /// What it may do.
+    pub roles: Arc<[Role]>,
+    /// When its token expires; a key or a certificate has no such time here.
+    pub expires: Option<SystemTime>,
+    /// Cancelled when the principal is taken out of the file.
+    pub revoked: CancellationToken,
 }
 
-struct Known {
-    key: Box<[u8]>,
-    caller: Caller,
+impl Caller {
+    /// Checks that the caller has a role.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED`, with the role.
+    pub fn must(&self, role: Role) -> Result<(), Failure> {
+        if self.roles.contains(&role) {
+            return Ok(());
+        }
+        let reason = format!("the caller lacks the role {role}");
+        let failure = Failure::new(ErrorCode::PermissionDenied, reason, "call with a principal that has it");
+        Err(failure.fact("role", role))
+    }
+
+    /// Whether both are the same principal, so that the one's credentials may follow the other's on a stream.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        self.tenant == other.tenant && self.name == other.name
+    }
 }
 
-/// All keys. They are found by a hash with a secret seed and then compared in constant time, so that the time that an
-/// answer takes tells nothing about any key.
-pub struct Keys {
-    seed: RandomState,
-    callers: HashMap<u64, Vec<Known>>,
+/// All principals, as the file has them now.
+pub struct Auth {
+    path: Option<PathBuf>,
+    known: RwLock<Arc<Known>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    key: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    key: String,
-    tenant: String,
-    name: Option<String>,
-}
-
-impl Keys {
-    /// The keys of a file, or the development key where there is none and only this machine can connect.
+impl Auth {
+    /// The principals of a file, or the development key where there is none and only this machine can connect.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn load(path: Option<&Path>, listen: SocketAddr) -> Result<Self, Error> {
-        let mut keys = Self {
-            seed: RandomState::new(),
-            callers: HashMap::new(),
-        };
-        let Some(path) = path else {
-            if !listen.ip().is_loopback() {
-                return Err(Error::Open(listen));
-            }
-            keys.insert(DEV_KEY, DEV_TENANT, DEV_TENANT);
-            return Ok(keys);
-        };
-        let invalid = |reason: String| Error::Invalid {
-            path: path.to_owned(),
-            reason,
-        };
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        // The parser's own words would quote the line, and with it a key.
-        let file: File = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-            invalid(format!(
-                "line {line}: expected [[key]] entries with key = \"…\" and tenant = \"…\""
-            ))
-        })?;
-        for (number, entry) in (1..).zip(&file.key) {
-            if !(MIN_KEY_BYTES..=MAX_KEY_BYTES).contains(&entry.key.len()) {
-                let reason = format!(
-                    "key {number} has {} bytes, not {MIN_KEY_BYTES} to {MAX_KEY_BYTES}",
-                    entry.key.len()
-                );
-                return Err(invalid(reason));
-            }
-            validate::tenant(&entry.tenant).map_err(|violation| invalid(format!("key {number}: {violation}")))?;
-            let name = entry.name.clone().unwrap_or_else(|| format!("key-{number}"));
-            if !keys.insert(&entry.key, &entry.tenant, &name) {
-                return Err(invalid(format!("key {number} is there twice")));
-            }
+        if path.is_none() && !listen.ip().is_loopback() {
+            return Err(Error::Open(listen));
         }
-        if file.key.is_empty() {
-            return Err(invalid("there is no [[key]]".to_owned()));
-        }
-        Ok(keys)
+        let known = path.map_or_else(|| Ok(Known::development()), |path| Known::read(path, None))?;
+        Ok(Self {
+            path: path.map(Path::to_owned),
+            known: RwLock::new(Arc::new(known)),
+        })
     }
 
-    fn insert(&mut self, key: &str, tenant: &str, name: &str) -> bool {
-        if self.find(key.as_bytes()).is_some() {
-            return false;
-        }
-        let hash = self.hash(key.as_bytes());
-        let known = Known {
-            key: key.as_bytes().into(),
-            caller: Caller {
-                tenant: tenant.into(),
-                name: name.into(),
-            },
-        };
-        self.callers.entry(hash).or_default().push(known);
-        true
-    }
-
-    fn hash(&self, key: &[u8]) -> u64 {
-        let mut hasher = self.seed.build_hasher();
-        hasher.write(key);
-        hasher.finish()
-    }
-
-    fn find(&self, key: &[u8]) -> Option<&Caller> {
-        let candidates = self.callers.get(&self.hash(key))?;
-        let found = candidates.iter().find(|known| constant_time_eq(&known.key, key));
-        found.map(|known| &known.caller)
-    }
-
-    /// The caller of a request, by `authorization: Bearer KEY` or `x-api-key: KEY`.
+    /// Reads the file again. Principals that are gone or have changed are revoked, and their streams end. Blocks.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED`, with what is missing or that the key is unknown.
-    pub fn authenticate(&self, metadata: &MetadataMap) -> Result<Caller, Failure> {
-        const REMEDY: &str = "send the metadata authorization: Bearer KEY, or x-api-key: KEY";
-        let refused = |reason: &'static str| Failure::new(ErrorCode::Unauthenticated, reason, REMEDY);
-        let key = match (metadata.get("authorization"), metadata.get("x-api-key")) {
+    /// See [`Error`]: then everything stays as it was.
+    pub fn reload(&self) -> Result<(), Error> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let current = self.known.read().clone();
+        let mut known = Known::read(path, Some(&current))?;
+        known.follow(&current);
+        *self.known.write() = Arc::new(known);
+        Ok(())
+    }
+
+    /// The caller of a request: by `authorization: Bearer KEY-OR-TOKEN`, by `x-api-key: KEY`, or by the certificate of its
+    /// connection.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED`, with what is missing, unknown or no longer valid.
+    pub fn authenticate(&self, metadata: &MetadataMap, peer: Option<&Peer>) -> Result<Caller, Failure> {
+        let known = self.known.read().clone();
+        match (metadata.get("authorization"), metadata.get("x-api-key")) {
             (Some(value), _) => {
-                let (scheme, key) = split_once(value.as_bytes(), b' ')
+                let (scheme, credentials) = split_once(value.as_bytes(), b' ')
                     .ok_or_else(|| refused("authorization is not of the form Bearer KEY"))?;
                 if !scheme.eq_ignore_ascii_case(b"bearer") {
                     return Err(refused("authorization is not of the scheme Bearer"));
                 }
-                key
+                by_credentials(&known, credentials)
             }
-            (None, Some(value)) => value.as_bytes(),
-            (None, None) => return Err(refused("the credentials are missing")),
-        };
-        if key.len() > MAX_KEY_BYTES {
-            return Err(refused("the API key is unknown"));
+            (None, Some(value)) => by_credentials(&known, value.as_bytes()),
+            (None, None) => match peer.and_then(|peer| peer.certificate.as_deref()) {
+                Some(certificate) => known
+                    .by_certificate(certificate)
+                    .ok_or_else(|| refused("the client certificate belongs to no principal")),
+                None => Err(refused("the credentials are missing")),
+            },
         }
-        self.find(key).cloned().ok_or_else(|| refused("the API key is unknown"))
     }
+
+    /// The caller of credentials that come inside of a stream.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED`.
+    pub fn by_credentials(&self, credentials: &str) -> Result<Caller, Failure> {
+        by_credentials(&self.known.read().clone(), credentials.as_bytes())
+    }
+}
+
+fn by_credentials(known: &Known, credentials: &[u8]) -> Result<Caller, Failure> {
+    if credentials.len() > MAX_CREDENTIALS_BYTES {
+        return Err(refused("the API key is unknown"));
+    }
+    if let Some(caller) = known.by_key(credentials) {
+        return Ok(caller);
+    }
+    match std::str::from_utf8(credentials) {
+        Ok(token) if token.split('.').count() == 3 => known.by_token(token).map_err(|error| refused(error.as_str())),
+        _ => Err(refused("the API key is unknown")),
+    }
+}
+
+pub(crate) fn refused(reason: &'static str) -> Failure {
+    Failure::new(ErrorCode::Unauthenticated, reason, REMEDY)
 }
 
 fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
@@ -197,75 +214,6 @@ fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
     Some((&bytes[..at], bytes[at + 1..].trim_ascii()))
 }
 
-/// Compares every byte whatever the first difference; only the lengths show.
-fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn metadata(name: &'static str, value: &str) -> MetadataMap {
-        let mut metadata = MetadataMap::new();
-        metadata.insert(name, value.parse().expect("ascii"));
-        metadata
-    }
-
-    fn local() -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], 50051))
-    }
-
-    fn file(text: &str) -> Result<Keys, Error> {
-        let path = std::env::temp_dir().join(format!("sluice-keys-{}", uuid::Uuid::new_v4()));
-        std::fs::write(&path, text).expect("write");
-        let keys = Keys::load(Some(&path), SocketAddr::from(([0, 0, 0, 0], 1)));
-        std::fs::remove_file(&path).expect("remove");
-        keys
-    }
-
-    #[test]
-    fn the_development_key_works_on_loopback_only() {
-        let keys = Keys::load(None, local()).expect("loopback");
-        let caller = keys.authenticate(&metadata("authorization", "Bearer sluice-dev-key"));
-        assert_eq!(&*caller.expect("known").tenant, "dev");
-        assert!(keys.authenticate(&metadata("x-api-key", "sluice-dev-key")).is_ok());
-        let open = Keys::load(None, SocketAddr::from(([0, 0, 0, 0], 50051)));
-        assert!(open.err().expect("refused").to_string().contains("SLUICE_API_KEYS"));
-    }
-
-    #[test]
-    fn a_file_replaces_the_development_key() {
-        let keys = file("[[key]]\nkey = \"secret-of-acme\"\ntenant = \"acme\"\n").expect("valid");
-        let caller = keys.authenticate(&metadata("authorization", "bearer  secret-of-acme"));
-        assert_eq!(&*caller.expect("known").tenant, "acme");
-        for value in [
-            "Bearer sluice-dev-key",
-            "Bearer secret-of-acm",
-            "Bearer ",
-            "Basic c2VjcmV0",
-            "secret-of-acme",
-        ] {
-            let failure = keys.authenticate(&metadata("authorization", value)).expect_err(value);
-            assert_eq!(failure.code(), ErrorCode::Unauthenticated, "{value}");
-        }
-        assert!(keys.authenticate(&MetadataMap::new()).is_err());
-    }
-
-    #[test]
-    fn a_bad_file_is_refused_without_showing_a_key() {
-        for text in [
-            "",
-            "key = []",
-            "[[key]]\nkey = \"long-enough-key\"\n",
-            "[[key]]\nkey = \"short\"\ntenant = \"acme\"\n",
-            "[[key]]\nkey = \"long-enough-key\"\ntenant = \"a/b\"\n",
-            "[[key]]\nkey = \"long-enough-key\"\ntenant = \"a\"\nrole = \"x\"\n",
-            "[[key]]\nkey = \"long-enough-key\"\ntenant = \"a\"\n[[key]]\nkey = \"long-enough-key\"\ntenant = \"b\"\n",
-            "[[key]]\nkey = \"long-enough-key\ntenant = \"acme\"\n",
-        ] {
-            let error = file(text).err().expect(text).to_string();
-            assert!(!error.contains("long-enough-key"), "{error}");
-        }
-    }
-}
+#[path = "auth/tests.rs"]
+mod tests;

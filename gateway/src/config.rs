@@ -11,10 +11,13 @@ use std::time::Duration;
 use clap::Parser;
 use sluice_kafka::options;
 use sluice_proto::bounds;
+use tonic::codegen::http::HeaderValue;
 
-use crate::auth;
+use crate::auth::{self, Auth};
 use crate::ingest::token;
+use crate::privacy::{self, Privacy};
 use crate::quota::{self, Limits, Quotas, Rate};
+use crate::tls::{self, Tls};
 
 /// Takes payment events in over gRPC, stores them in Kafka, and gives the decisions out.
 #[derive(Clone, Debug, Parser)]
@@ -36,9 +39,33 @@ pub struct Config {
         default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
     )]
     pub registry: String,
-    /// TOML file of keys, each with its tenant; when unset, the key sluice-dev-key works, on loopback only
+    /// TOML file of principals: hashed keys, certificates, token issuers; none: sluice-dev-key works on loopback
     #[arg(long, env = "SLUICE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
+    /// PEM file with the certificate that TLS clients are shown, and those between it and its root; none: no TLS
+    #[arg(long, env = "SLUICE_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key; none: no TLS
+    #[arg(long, env = "SLUICE_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file with the roots of client certificates; none: clients cannot authenticate with one
+    #[arg(long, env = "SLUICE_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Serve without TLS on an address that is not loopback: only behind something that ends TLS
+    #[arg(long, env = "SLUICE_ALLOW_PLAINTEXT", default_value = "false", action = clap::ArgAction::Set)]
+    pub allow_plaintext: bool,
+    /// Let several gateways of this machine listen on the same address and share its connections
+    #[arg(long, env = "SLUICE_REUSE_PORT", default_value = "false", action = clap::ArgAction::Set)]
+    pub reuse_port: bool,
+    /// Origins whose pages may call by gRPC-Web, such as https://desk.example; comma separated; none: HTTP/2 only
+    #[arg(long, env = "SLUICE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<HeaderValue>,
+    /// TOML file with what becomes of personal data; none: card numbers in texts are refused
+    #[arg(long, env = "SLUICE_PRIVACY", value_name = "FILE")]
+    pub privacy: Option<PathBuf>,
+    /// File that the audit log is appended to; none: no audit log
+    #[arg(long, env = "SLUICE_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
     /// Events that each tenant may publish, in events per second over all gateways
     #[arg(long, env = "SLUICE_QUOTA_EVENTS_PER_S", default_value = "1000000")]
     pub quota_events_per_s: NonZeroU32,
@@ -93,7 +120,7 @@ pub enum Error {
     /// Kafka's options.
     #[error(transparent)]
     Kafka(#[from] sluice_kafka::error::Kafka),
-    /// The API keys.
+    /// The principals.
     #[error(transparent)]
     Keys(#[from] auth::Error),
     /// The secrets of resume tokens.
@@ -102,6 +129,18 @@ pub enum Error {
     /// The quotas.
     #[error(transparent)]
     Quotas(#[from] quota::Error),
+    /// The certificates.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// What becomes of personal data.
+    #[error(transparent)]
+    Privacy(#[from] privacy::Error),
+    /// Everything that is sent could be read on the way.
+    #[error(
+        "listening on {0} without TLS: set SLUICE_TLS_CERT and SLUICE_TLS_KEY, or SLUICE_ALLOW_PLAINTEXT=true where \
+         something before the gateway ends TLS"
+    )]
+    Plaintext(SocketAddr),
 }
 
 impl Config {
@@ -119,10 +158,40 @@ impl Config {
     /// [`Error::Kafka`], [`Error::Keys`], [`Error::Tokens`], [`Error::Quotas`].
     pub fn validate(&self) -> Result<(), Error> {
         self.kafka.config().validate()?;
-        auth::Keys::load(self.api_keys.as_deref(), self.listen)?;
+        self.auth()?;
+        self.tls()?;
+        Privacy::load(self.privacy.as_deref())?;
         self.signer()?;
         self.load_quotas()?;
         Ok(())
+    }
+
+    /// Who may call. Blocks.
+    ///
+    /// # Errors
+    /// [`auth::Error`].
+    pub fn auth(&self) -> Result<Auth, auth::Error> {
+        Auth::load(self.api_keys.as_deref(), self.listen)
+    }
+
+    /// TLS, where it is configured. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Tls`], [`Error::Plaintext`].
+    pub fn tls(&self) -> Result<Option<Tls>, Error> {
+        let (Some(certificate), Some(key)) = (self.tls_cert.clone(), self.tls_key.clone()) else {
+            if self.allow_plaintext || self.listen.ip().is_loopback() {
+                return Ok(None);
+            }
+            return Err(Error::Plaintext(self.listen));
+        };
+        let client_roots = self.tls_client_ca.clone();
+        let files = tls::Files {
+            certificate,
+            key,
+            client_roots,
+        };
+        Ok(Some(Tls::load(files)?))
     }
 
     /// The quotas of the file, with the options as the default.

@@ -49,6 +49,8 @@ pub struct Metrics {
     pub unreadable: Counter,
     /// Producers that replaced one with a fatal error.
     pub producers_replaced: Counter,
+    /// Lines of the audit log that could not be written.
+    pub audit_lost: Counter,
 }
 
 impl Metrics {
@@ -112,6 +114,11 @@ impl Metrics {
             "producers_replaced",
             "Producers that replaced one with a fatal error",
             metrics.producers_replaced.clone(),
+        );
+        registry.register(
+            "audit_lost",
+            "Lines of the audit log that could not be written",
+            metrics.audit_lost.clone(),
         );
         metrics
     }

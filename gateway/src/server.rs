@@ -20,23 +20,30 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
+use tonic::codec::CompressionEncoding::{Gzip, Zstd};
 use tonic::codegen::http;
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
+use tonic_web::GrpcWebLayer;
 use tower::layer::util::{Identity, Stack};
 use tower::util::MapResponseLayer;
+use tower_http::cors::CorsLayer;
 
-use crate::auth::{self, Keys};
-use crate::config::Config;
+use crate::accept::Peer;
+use crate::audit::{Audit, Called};
+use crate::auth::Auth;
+use crate::config::{self, Config};
 use crate::connect::{self, Parts, connect};
 use crate::decisions::consume::Consumer;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
+use crate::privacy::Privacy;
 use crate::quota::{FORGET_EVERY, Quotas, RELOAD_EVERY};
 use crate::service::{Decisions, Ingest, Schemas};
-use crate::{accept, decisions, ingest, status};
+use crate::tls::Tls;
+use crate::{accept, decisions, ingest, reload, status};
 
 /// Streams that one connection may have open.
 pub const MAX_STREAMS: u32 = 256;
@@ -53,6 +60,8 @@ pub const MAX_HEADER_LIST_BYTES: u32 = 16 * 1_024;
 pub const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 /// How long its answer may take.
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a browser may remember that it may call.
+pub const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 /// How long a drain may take, from the signal to the end of the process.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// The part of it that is kept for the producer's last deliveries.
@@ -69,9 +78,9 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// The API keys.
+    /// The principals or the certificates.
     #[error(transparent)]
-    Keys(#[from] auth::Error),
+    Config(#[from] config::Error),
     /// The secrets of resume tokens.
     #[error(transparent)]
     Tokens(#[from] ingest::token::Error),
@@ -81,6 +90,9 @@ pub enum Error {
     /// The group of gateways.
     #[error("kafka: {0}")]
     Peers(#[from] sluice_kafka::error::Consumer),
+    /// The audit log.
+    #[error("cannot write the audit log: {0}")]
+    Audit(io::Error),
     /// Kafka or the registry.
     #[error(transparent)]
     Connect(#[from] connect::Error),
@@ -96,7 +108,9 @@ pub struct Server {
     admin: AdminServer,
     registry: Registry,
     kafka_metrics: sluice_kafka::Metrics,
-    keys: Arc<Keys>,
+    auth: Arc<Auth>,
+    tls: Option<Arc<Tls>>,
+    audit: Audit,
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     consumer: Consumer,
@@ -111,14 +125,19 @@ impl Server {
     /// # Errors
     /// See [`Error`].
     pub async fn build(config: Config, tracer: Tracer) -> Result<Self, Error> {
-        let keys = Arc::new(Keys::load(config.api_keys.as_deref(), config.listen)?);
+        // What fetches an issuer's keys asks for the process's cryptographic library; who was first does not matter.
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let auth = Arc::new(config.auth().map_err(config::Error::from)?);
+        let tls = config.tls()?.map(Arc::new);
+        let privacy = Privacy::load(config.privacy.as_deref()).map_err(config::Error::from)?;
         let signer = config.signer()?;
         let refused = |addr| move |source| Error::Listen { addr, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(refused(config.listen))?;
+        let listener = accept::listen(config.listen, config.reuse_port).map_err(refused(config.listen))?;
         let admin = AdminServer::bind(config.admin_listen).map_err(refused(config.admin_listen))?;
         let mut registry = Registry::default();
         let kafka_metrics = sluice_kafka::Metrics::register(&mut registry);
         let metrics = Metrics::register(&mut registry);
+        let audit = Audit::open(config.audit_log.as_deref(), metrics.audit_lost.clone()).map_err(Error::Audit)?;
         let parts = {
             let (config, kafka_metrics, metrics) = (config.clone(), kafka_metrics.clone(), metrics.clone());
             tokio::task::spawn_blocking(move || connect(&config, &kafka_metrics, &metrics))
@@ -142,6 +161,7 @@ impl Server {
         )?;
         let draining = CancellationToken::new();
         let ingest = ingest::Shared {
+            privacy,
             encoders,
             publisher,
             quotas,
@@ -160,6 +180,7 @@ impl Server {
             waiting: consumer.router().waiting(),
             look_backs: Arc::new(Semaphore::new(decisions::look_back::MAX_LOOK_BACKS)),
             router: consumer.router(),
+            cursors: Arc::new(decisions::commit::Cursors::new(source.clone())),
             source,
             lookup: Arc::new(lookup),
             catch_ups: Arc::new(Semaphore::new(decisions::MAX_CATCH_UPS)),
@@ -172,7 +193,9 @@ impl Server {
             admin,
             registry,
             kafka_metrics,
-            keys,
+            auth,
+            tls,
+            audit,
             ingest: Arc::new(ingest),
             decisions: Arc::new(decisions),
             consumer,
@@ -211,11 +234,12 @@ impl Server {
         );
         let quotas = tokio::spawn(tend(ingest.quotas.clone()));
         let connections = ingest.metrics.connections.clone();
-        let accepted = accept::connections(self.listener, self.config.max_connections, connections);
-        let serving = http2()
+        let reloading = tokio::spawn(reload::run(self.auth.clone(), self.tls.clone(), stop.clone()));
+        let accepted = accept::connections(self.listener, self.config.max_connections, connections, self.tls);
+        let serving = http2(&self.config, self.audit)
             .add_routes(routes(
                 open,
-                self.keys,
+                self.auth,
                 self.schemas,
                 self.ingest,
                 self.decisions,
@@ -254,6 +278,7 @@ impl Server {
             counting.await.err(),
             admin.await.err(),
             following.await.err(),
+            reloading.await.err(),
         ]
         .into_iter()
         .flatten()
@@ -269,9 +294,17 @@ impl Server {
 
 type Explain = fn(http::Response<Body>) -> http::Response<Body>;
 
-/// HTTP/2 as the gateway speaks it, and around every service the words for requests that tonic could not read.
-fn http2() -> tonic::transport::Server<Stack<MapResponseLayer<Explain>, Identity>> {
+/// What is around every service, outermost first: who may call from a browser, gRPC-Web, the audit log, and the words for
+/// requests that tonic could not read.
+type Around = Stack<MapResponseLayer<Explain>, Stack<Audit, Stack<GrpcWebLayer, Stack<CorsLayer, Identity>>>>;
+
+/// HTTP/2 as the gateway speaks it; HTTP/1.1 for browsers, where any may call.
+fn http2(config: &Config, audit: Audit) -> tonic::transport::Server<Around> {
     tonic::transport::Server::builder()
+        .accept_http1(!config.cors_origin.is_empty())
+        .layer(cors(config))
+        .layer(GrpcWebLayer::new())
+        .layer(audit)
         .layer(MapResponseLayer::new(status::explained as Explain))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -282,35 +315,69 @@ fn http2() -> tonic::transport::Server<Stack<MapResponseLayer<Explain>, Identity
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }
 
-/// The services: ours behind the API keys, health and reflection open to all.
+/// Browsers may call from the configured origins, and see how a call ended.
+fn cors(config: &Config) -> CorsLayer {
+    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin"];
+    let allowed = [
+        "authorization",
+        "content-type",
+        "grpc-timeout",
+        "traceparent",
+        "x-api-key",
+        "x-grpc-web",
+        "x-user-agent",
+    ];
+    CorsLayer::new()
+        .allow_origin(config.cors_origin.clone())
+        .allow_methods([http::Method::POST])
+        .allow_headers(allowed.map(http::HeaderName::from_static))
+        .expose_headers(exposed.map(http::HeaderName::from_static))
+        .max_age(CORS_MAX_AGE)
+}
+
+/// The services: ours behind the credentials, health and reflection open to all.
 fn routes(
     open: Routes,
-    keys: Arc<Keys>,
+    auth: Arc<Auth>,
     schemas: Schemas,
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     tasks: &TaskTracker,
 ) -> Routes {
     #[allow(clippy::result_large_err, reason = "tonic's interceptors return its Status")]
-    let auth = move |mut request: Request<()>| -> Result<Request<()>, Status> {
-        let caller = keys.authenticate(request.metadata())?;
-        request.extensions_mut().insert(caller);
-        Ok(request)
+    let authenticated = {
+        let auth = auth.clone();
+        move |mut request: Request<()>| -> Result<Request<()>, Status> {
+            let caller = auth.authenticate(request.metadata(), request.extensions().get::<Peer>())?;
+            if let Some(called) = request.extensions().get::<Called>() {
+                called.by(&caller);
+            }
+            request.extensions_mut().insert(caller);
+            Ok(request)
+        }
     };
     let ingest = IngestServiceServer::new(Ingest {
         shared: ingest,
         decisions: decisions.clone(),
+        auth: auth.clone(),
         tasks: tasks.clone(),
     });
     let decisions = DecisionServiceServer::new(Decisions {
         shared: decisions,
+        auth,
         tasks: tasks.clone(),
     });
     let ingest = ingest.max_decoding_message_size(MAX_REQUEST_BYTES);
     let decisions = decisions.max_decoding_message_size(MAX_REQUEST_BYTES);
-    open.add_service(InterceptedService::new(ingest, auth.clone()))
-        .add_service(InterceptedService::new(decisions, auth.clone()))
-        .add_service(InterceptedService::new(SchemaServiceServer::new(schemas), auth))
+    // Acks are too small to gain from compression; batches of decisions are not. The bound on a request holds for what it
+    // is when it is unpacked.
+    let ingest = ingest.accept_compressed(Gzip).accept_compressed(Zstd);
+    let decisions = decisions.accept_compressed(Gzip).accept_compressed(Zstd);
+    let decisions = decisions.send_compressed(Gzip).send_compressed(Zstd);
+    let schemas = SchemaServiceServer::new(schemas);
+    open.add_service(InterceptedService::new(ingest, authenticated.clone()))
+        .add_service(InterceptedService::new(decisions, authenticated.clone()))
+        .add_service(InterceptedService::new(schemas, authenticated))
 }
 
 /// Reads the quotas again and again, and forgets who is idle.

@@ -3,8 +3,10 @@
 //! Comes after `auth`, which put the caller into the request's extensions.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::{Stream, StreamExt};
 use sluice_kafka::telemetry;
 use sluice_proto::pb::decision_service_server::DecisionService;
 use sluice_proto::pb::ingest_service_server::IngestService;
@@ -16,9 +18,11 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::auth::Caller;
+use crate::auth::{Auth, Caller, Role};
 use crate::decide;
-use crate::decisions::{self, subscribe};
+use crate::decisions::subscribe::{self, Flow};
+use crate::decisions::{self, watch};
+use crate::guard::Guarded;
 use crate::ingest::{self, call, session};
 use crate::status::Failure;
 
@@ -28,6 +32,8 @@ pub struct Ingest {
     pub shared: Arc<ingest::Shared>,
     /// Where Decide finds its answers.
     pub decisions: Arc<decisions::Shared>,
+    /// Who may call, for credentials that come inside of a session.
+    pub auth: Arc<Auth>,
     /// The sessions, which a drain waits for.
     pub tasks: TaskTracker,
 }
@@ -36,6 +42,8 @@ pub struct Ingest {
 pub struct Decisions {
     /// What subscriptions share.
     pub shared: Arc<decisions::Shared>,
+    /// Who may call, for credentials that come inside of a subscription.
+    pub auth: Arc<Auth>,
     /// The subscriptions, which a drain waits for.
     pub tasks: TaskTracker,
 }
@@ -43,8 +51,15 @@ pub struct Decisions {
 /// Tells the schemas, by the registry's subject.
 pub struct Schemas(pub BTreeMap<String, pb::GetSchemaResponse>);
 
+/// Who calls, and may do so.
+fn caller<T>(request: &Request<T>, role: Role) -> Result<Caller, Failure> {
+    let caller = identity(request)?;
+    caller.must(role)?;
+    Ok(caller)
+}
+
 /// Who calls. Without the interceptor there is no caller, and nobody is let in.
-fn caller<T>(request: &Request<T>) -> Result<Caller, Failure> {
+fn identity<T>(request: &Request<T>) -> Result<Caller, Failure> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| {
         Failure::new(
             ErrorCode::Unauthenticated,
@@ -61,11 +76,6 @@ fn traceparent(metadata: &MetadataMap) -> Option<String> {
     telemetry::parse(text).map(|context| telemetry::format(&context))
 }
 
-fn later(what: &'static str) -> Status {
-    let remedy = "publish with Publish or PublishOne, and receive with Subscribe";
-    Failure::new(ErrorCode::Unimplemented, what, remedy).into()
-}
-
 #[tonic::async_trait]
 impl IngestService for Ingest {
     type PublishStream = ReceiverStream<Result<pb::PublishResponse, Status>>;
@@ -74,11 +84,12 @@ impl IngestService for Ingest {
         &self,
         request: Request<Streaming<pb::PublishRequest>>,
     ) -> Result<Response<Self::PublishStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Publish)?;
         let traceparent = traceparent(request.metadata());
+        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
         let (outbound, responses) = mpsc::channel(session::RESPONSES);
         // The response begins before the first request is read: some clients send nothing until then.
-        let session = session::run(self.shared.clone(), caller, traceparent, request.into_inner(), outbound);
+        let session = session::run(self.shared.clone(), caller, traceparent, inbound, outbound);
         self.tasks.spawn(session);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -87,7 +98,7 @@ impl IngestService for Ingest {
         &self,
         request: Request<pb::PublishOneRequest>,
     ) -> Result<Response<pb::PublishOneResponse>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Publish)?;
         let traceparent = traceparent(request.metadata());
         let event = request.into_inner().event;
         let position = call::publish_one(&self.shared, &caller, traceparent.as_deref(), event).await?;
@@ -97,7 +108,7 @@ impl IngestService for Ingest {
     }
 
     async fn decide(&self, request: Request<pb::DecideRequest>) -> Result<Response<pb::DecideResponse>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Decide)?;
         let traceparent = traceparent(request.metadata());
         let timeout = decide::timeout(request.metadata());
         let event = request.into_inner().event;
@@ -118,21 +129,30 @@ impl IngestService for Ingest {
 #[tonic::async_trait]
 impl DecisionService for Decisions {
     type SubscribeStream = ReceiverStream<Result<pb::SubscribeResponse, Status>>;
-    type WatchStream = ReceiverStream<Result<pb::WatchResponse, Status>>;
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
 
     async fn subscribe(
         &self,
         request: Request<Streaming<pb::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        let caller = caller(&request)?;
+        let caller = caller(&request, Role::Subscribe)?;
+        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
-        let subscription = subscribe::run(self.shared.clone(), caller, request.into_inner(), outbound);
+        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Credit, inbound, outbound);
         self.tasks.spawn(subscription);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
 
-    async fn watch(&self, _request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(later("Watch is not served by this version"))
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request, Role::Subscribe)?;
+        let open = watch::opening(request.into_inner())?;
+        let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
+        let requests = Guarded::new(watch::requests(open), caller.clone(), self.auth.clone());
+        let subscription = subscribe::run(self.shared.clone(), caller, Flow::Transport, requests, outbound);
+        self.tasks.spawn(subscription);
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(responses).map(watch::answer),
+        )))
     }
 }
 
@@ -175,6 +195,6 @@ mod tests {
 
     #[test]
     fn nobody_is_let_in_without_the_interceptor() {
-        assert!(caller(&Request::new(())).is_err());
+        assert!(caller(&Request::new(()), Role::Publish).is_err());
     }
 }

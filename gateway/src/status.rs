@@ -15,6 +15,8 @@ use tonic::codegen::http;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::auth;
+
 /// The `domain` of every ErrorInfo.
 pub const DOMAIN: &str = "sluice.v1";
 
@@ -119,6 +121,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::RequestInvalid
         | ErrorCode::TokenInvalid => Code::InvalidArgument,
         ErrorCode::Unauthenticated => Code::Unauthenticated,
+        ErrorCode::PermissionDenied => Code::PermissionDenied,
         ErrorCode::SessionNotOpen | ErrorCode::SequenceGap => Code::FailedPrecondition,
         ErrorCode::QuotaExceeded => Code::ResourceExhausted,
         ErrorCode::BrokerUnavailable | ErrorCode::DeliveryUncertain | ErrorCode::Draining => Code::Unavailable,
@@ -184,14 +187,19 @@ pub fn unreadable_request(status: &Status) -> Option<Failure> {
             "the message cannot be decoded",
             "send the messages of sluice/v1 as protobuf",
         )),
+        // The guard of the stream's credentials.
+        Code::Unauthenticated => Some(auth::refused("the credentials have expired, or were taken back")),
         _ => None,
     }
 }
 
+/// What tonic's words for a request that it could not read have in common.
+const UNREAD: [&str; 2] = ["decod", "decompress"];
+
 /// Gives a response our details where tonic refused the request before any service saw it.
 pub fn explained(response: http::Response<Body>) -> http::Response<Body> {
     match Status::from_header_map(response.headers()) {
-        Some(status) if status.details().is_empty() && status.message().contains("decod") => {
+        Some(status) if status.details().is_empty() && UNREAD.iter().any(|word| status.message().contains(word)) => {
             unreadable_request(&status).map_or(response, |failure| Status::from(failure).into_http())
         }
         _ => response,

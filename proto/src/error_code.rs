@@ -18,6 +18,7 @@ pub const fn facts(code: ErrorCode) -> Facts {
         | ErrorCode::EventUnreadable
         | ErrorCode::EventTooLarge
         | ErrorCode::Unauthenticated
+        | ErrorCode::PermissionDenied
         | ErrorCode::SessionNotOpen
         | ErrorCode::RequestInvalid
         | ErrorCode::Fenced

@@ -8,6 +8,8 @@
 pub mod checker;
 pub mod collector;
 pub mod command;
+pub mod credentials;
+pub mod decisions;
 pub mod events;
 pub mod ledger;
 pub mod process;
@@ -16,6 +18,7 @@ pub mod run;
 pub mod servers;
 pub mod session;
 pub mod stack;
+pub mod subscribe;
 pub mod subscription;
 pub mod topics;
 pub mod wait;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sqlx::{Connection, PgConnection};
 
+use crate::credentials;
 use crate::process::Process;
 use crate::servers::{self, Servers};
 use crate::wait;
@@ -255,7 +256,15 @@ impl Stack {
     /// # Errors
     /// When it cannot be started.
     pub fn another_gateway(&self, name: &str) -> Result<Gateway> {
-        let (address, admin) = (servers::free_address()?, servers::free_address()?);
+        self.another_gateway_at(name, servers::free_address()?)
+    }
+
+    /// The same at a given address.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn another_gateway_at(&self, name: &str, address: SocketAddr) -> Result<Gateway> {
+        let admin = servers::free_address()?;
         Ok(Gateway {
             process: self.spawn_gateway(name, address, admin)?,
             address,
@@ -455,8 +464,9 @@ fn keys() -> String {
             // Writing to a String cannot fail.
             let _written = writeln!(
                 text,
-                "[[key]]\nkey = \"{}\"\ntenant = \"{}\"\n",
-                tenant.key, tenant.name
+                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\n",
+                credentials::hash(&tenant.key),
+                tenant.name
             );
             text
         })

@@ -179,7 +179,11 @@ impl Fake {
             _ => 1,
         };
         let token = |next: u64| Bytes::copy_from_slice(&next.to_be_bytes());
-        say(Delivered::Ready(pb::SubscribeReady { token: token(next) })).await;
+        say(Delivered::Ready(pb::SubscribeReady {
+            token: token(next),
+            fell_back: false,
+        }))
+        .await;
         let (mut credit, mut sent) = (u64::from(open.credit), 0);
         while next <= self.script.decisions {
             if credit == 0 {

@@ -269,9 +269,9 @@ impl Driver {
         let credit = self.missing_credit();
         let open = Request::Open(SubscribeOpen {
             filter: Some(self.options.filter.clone()),
-            cursor: String::new(),
             credit,
             start: Some(self.start()),
+            ..SubscribeOpen::default()
         });
         // There is room: the channel was made just now.
         drop(outgoing.try_send(SubscribeRequest { message: Some(open) }));
@@ -375,7 +375,7 @@ impl Driver {
                 Some(End::Lost(Refusal::unexpected("the gateway is draining")))
             }
             // A later version may say more; Ready comes only first.
-            Some(Response::Ready(_)) | None => None,
+            Some(Response::Ready(_) | Response::Committed(_)) | None => None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use sluice_kafka::error;
+use sluice_proto::pb::ExpiredPosition;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::consume::Polled;
@@ -44,19 +45,26 @@ struct CatchUp {
     reader: Reader,
     cursor: Cursor,
     filter: Filter,
+    on_expired: ExpiredPosition,
     steps: mpsc::Sender<Result<Step, Failure>>,
     /// Where the rings began when the reader did.
     starts: Vec<i64>,
 }
 
 /// Starts a reader at the cursor. It ends when it reaches the ring, fails, or the receiver is dropped.
-pub fn begin(shared: Arc<Shared>, cursor: Cursor, filter: Filter, room: OwnedSemaphorePermit) -> Steps {
+pub fn begin(
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    filter: Filter,
+    on_expired: ExpiredPosition,
+    room: OwnedSemaphorePermit,
+) -> Steps {
     let (steps, receiver) = mpsc::channel(STEPS);
     tokio::task::spawn_blocking(move || {
         let _room = room;
         let _reading = Counted::new(&shared.metrics.catch_ups);
         let failed = steps.clone();
-        let result = CatchUp::build(shared, cursor, filter, steps).and_then(CatchUp::run);
+        let result = CatchUp::build(shared, cursor, filter, on_expired, steps).and_then(CatchUp::run);
         if let Err(failure) = result {
             // Where the subscription is gone, nobody needs to know.
             drop(failed.blocking_send(Err(failure)));
@@ -70,6 +78,7 @@ impl CatchUp {
         shared: Arc<Shared>,
         cursor: Cursor,
         filter: Filter,
+        on_expired: ExpiredPosition,
         steps: mpsc::Sender<Result<Step, Failure>>,
     ) -> Result<Self, Failure> {
         let source = &shared.source;
@@ -91,6 +100,7 @@ impl CatchUp {
             reader,
             cursor,
             filter,
+            on_expired,
             steps,
             starts,
         })
@@ -118,7 +128,10 @@ impl CatchUp {
                         Err(error) => tracing::debug!(%error, "a decision cannot be read and is skipped"),
                     },
                     Err(KafkaError::PartitionEOF(partition)) => self.reached_end(partition),
-                    Err(error) => self.failed(error)?,
+                    Err(error) => {
+                        self.failed(error)?;
+                        break;
+                    }
                 }
             }
             let arrived = self.has_arrived();
@@ -145,11 +158,11 @@ impl CatchUp {
         self.cursor.next.iter().zip(starts).all(|(next, start)| *next >= start)
     }
 
-    fn failed(&self, error: KafkaError) -> Result<(), Failure> {
+    fn failed(&mut self, error: KafkaError) -> Result<(), Failure> {
         let error = error::Consumer::Poll(error);
         self.shared.source.metrics.failed(&error);
         if consume::is_out_of_range(error.kafka()) {
-            return Err(start::expired());
+            return self.expired();
         }
         if error.is_fatal() {
             tracing::error!(%error, "a subscription cannot catch up");
@@ -157,6 +170,23 @@ impl CatchUp {
         }
         // The client library goes on trying.
         tracing::debug!(%error, "reader of a subscription");
+        Ok(())
+    }
+
+    /// Retention overtook the reader: goes on where the subscription chose.
+    fn expired(&mut self) -> Result<(), Failure> {
+        let unavailable = |error: error::Consumer| {
+            tracing::warn!(%error, "a subscription's position expired, and no other can be found");
+            start::unavailable()
+        };
+        let watermarks = self.shared.lookup.watermarks().map_err(unavailable)?;
+        self.cursor = start::in_log(self.cursor.clone(), &watermarks, self.on_expired)?.cursor;
+        self.starts = self.shared.router.starts();
+        self.consumer = self
+            .shared
+            .source
+            .small_consumer(&self.cursor.next)
+            .map_err(unavailable)?;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -17,6 +17,7 @@ use sluice_proto::avro::DecodeError;
 use tokio_util::sync::CancellationToken;
 
 use super::Source;
+use super::cursor::Cursor;
 use super::decode::{Entry, Reader};
 use super::route::Router;
 use crate::metrics::Metrics;
@@ -27,6 +28,11 @@ pub const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 pub const BURST_RECORDS: usize = 512;
 /// How long asking for offsets may take.
 pub const OFFSETS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Records before the end of each partition that the start reads, to learn the partition's high-watermark: as many as a
+/// late copy of a decision could follow.
+pub const LOOK_BACK_RECORDS: i64 = 64;
+/// How long that may take; without an answer the filter begins with what it knows.
+pub const LOOK_BACK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop rests before it tries to replace a consumer again.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -125,14 +131,14 @@ impl Consumer {
     /// # Errors
     /// See [`Error`].
     pub fn build(source: Source, metrics: Metrics) -> Result<Self, Error> {
-        let reader = Reader::new(source.schema_id, source.registry.clone())?;
+        let mut reader = Reader::new(source.schema_id, source.registry.clone())?;
         let consumer = source.consumer(&[])?;
         let watermarks = source.watermarks(&consumer, OFFSETS_TIMEOUT)?;
-        let ends: Vec<i64> = watermarks.into_iter().map(|(_, end)| end).collect();
-        let consumer = source.consumer(&ends)?;
+        let start = look_back(&source, &mut reader, &watermarks)?;
+        let consumer = source.consumer(&start.next)?;
         Ok(Self {
             source,
-            router: Arc::new(Router::new(ends)),
+            router: Arc::new(Router::new(&start)),
             metrics,
             consumer,
             reader,
@@ -238,6 +244,36 @@ impl Consumer {
         }
         self.source.consumer(&next)
     }
+}
+
+/// The ends of all partitions, with the high-watermarks that the last records before them tell.
+fn look_back(source: &Source, reader: &mut Reader, watermarks: &[(i64, i64)]) -> Result<Cursor, Error> {
+    let ends: Vec<i64> = watermarks.iter().map(|(_, end)| *end).collect();
+    let from = watermarks
+        .iter()
+        .map(|(first, end)| (end - LOOK_BACK_RECORDS).max(*first));
+    let consumer = source.small_consumer(&from.collect::<Vec<_>>())?;
+    let deadline = Instant::now() + LOOK_BACK_TIMEOUT;
+    let mut start = Cursor::new(ends.clone());
+    let mut reached = vec![false; ends.len()];
+    while !reached.iter().all(|reached| *reached) && Instant::now() < deadline {
+        match consumer.poll(POLL_TIMEOUT) {
+            Some(Ok(message)) => {
+                let partition = usize::try_from(message.partition()).unwrap_or_default();
+                if message.offset() >= ends[partition] {
+                    reached[partition] = true;
+                } else if let Ok(entry) = reader.read(&message) {
+                    start.pass(partition, entry.offset, entry.decision.source_offset);
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                reached[usize::try_from(partition).unwrap_or_default()] = true;
+            }
+            Some(Err(error)) => tracing::debug!(%error, "looking back at the decisions"),
+            None => {}
+        }
+    }
+    Ok(start)
 }
 
 /// Reads one record, and goes on trying while the registry that knows its schema is away: a decision is not passed over

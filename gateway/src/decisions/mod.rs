@@ -1,9 +1,10 @@
 //! Giving decisions out. The decision loop in `consume` reads the topic once for the whole gateway: `decode` makes entries
 //! of its records, `route` keeps the newest of them in a ring for each partition and wakes subscriptions. The subscription
 //! loop in `subscribe` reads the rings through its `cursor` and its `filter`; where it is behind them, `catch_up` reads the
-//! topic for it.
+//! topic for it. `commit` keeps named cursors in consumer groups; `watch` serves clients that can only listen.
 
 pub mod catch_up;
+pub mod commit;
 pub mod consume;
 pub mod cursor;
 pub mod decode;
@@ -13,6 +14,7 @@ pub mod route;
 pub mod start;
 pub mod subscribe;
 pub mod waiting;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -34,6 +36,8 @@ pub struct Shared {
     pub source: Source,
     /// Kafka's offsets.
     pub lookup: Arc<start::Lookup>,
+    /// Named cursors.
+    pub cursors: Arc<commit::Cursors>,
     /// Room for readers that catch up.
     pub catch_ups: Arc<Semaphore>,
     /// Calls that wait for one decision.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, NOTHING};
 use super::decode::Entry;
 use super::filter::Filter;
 use super::waiting::Waiting;
@@ -18,9 +18,6 @@ use super::waiting::Waiting;
 pub const RING_DECISIONS: usize = 8_192;
 /// Decisions that one collection looks at under a ring's lock.
 pub const SCAN_DECISIONS: usize = 1_024;
-/// The high-watermark of a partition of which nothing was seen.
-const NOTHING: i64 = -1;
-
 /// The rings of all partitions, and the bells of all tenants that subscribed.
 pub struct Router {
     rings: Vec<RwLock<Ring>>,
@@ -43,12 +40,12 @@ struct Ring {
 }
 
 impl Ring {
-    const fn starting_at(offset: i64) -> Self {
+    const fn starting_at(offset: i64, high: i64) -> Self {
         Self {
             entries: VecDeque::new(),
             start: offset,
             next: offset,
-            high: NOTHING,
+            high,
             at_end: false,
         }
     }
@@ -66,16 +63,16 @@ pub enum Found {
 }
 
 impl Router {
-    /// Empty rings that begin at these offsets.
-    pub fn new(starts: Vec<i64>) -> Self {
-        Self::with_capacity(starts, RING_DECISIONS)
+    /// Empty rings that begin at this position, and drop what is not above its high-watermarks.
+    pub fn new(start: &Cursor) -> Self {
+        Self::with_capacity(start, RING_DECISIONS)
     }
 
-    fn with_capacity(starts: Vec<i64>, capacity: usize) -> Self {
+    fn with_capacity(start: &Cursor, capacity: usize) -> Self {
+        let starts = start.next.iter().zip(&start.high);
         Self {
             rings: starts
-                .into_iter()
-                .map(|start| RwLock::new(Ring::starting_at(start)))
+                .map(|(start, high)| RwLock::new(Ring::starting_at(*start, *high)))
                 .collect(),
             bells: RwLock::default(),
             waiting: Waiting::default(),
@@ -132,7 +129,7 @@ impl Router {
     /// Begins a partition anew at `offset`, where records were lost or the topic was made again.
     pub fn restart(&self, partition: i32, offset: i64) {
         if let Some(ring) = self.ring(partition) {
-            *ring.write() = Ring::starting_at(offset);
+            *ring.write() = Ring::starting_at(offset, NOTHING);
         }
     }
 
@@ -177,6 +174,16 @@ impl Router {
     /// Where the next decision of each partition will be.
     pub fn ends(&self) -> Vec<i64> {
         self.rings.iter().map(|ring| ring.read().next).collect()
+    }
+
+    /// The position of somebody who has seen everything so far.
+    pub fn latest(&self) -> Cursor {
+        let seen = self.rings.iter().map(|ring| {
+            let ring = ring.read();
+            (ring.next, ring.high)
+        });
+        let (next, high) = seen.unzip();
+        Cursor { next, high }
     }
 
     /// From where on each ring has all decisions.
@@ -251,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_subscription_sees_each_decision_of_its_tenant_once() {
-        let router = Router::new(vec![10, 20]);
+        let router = Router::new(&Cursor::new(vec![10, 20]));
         let mut cursor = Cursor::new(router.ends());
         let mut seen = Vec::new();
         let dropped = router.append([
@@ -271,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_source_offset_that_is_not_above_the_highest_is_dropped() {
-        let router = Router::new(vec![0]);
+        let router = Router::new(&Cursor::new(vec![0]));
         let mut cursor = Cursor::new(vec![0]);
         let dropped = router.append([entry("acme", 0, 0, 5), entry("acme", 0, 1, 5), entry("acme", 0, 2, 4)]);
         assert_eq!(dropped, 2);
@@ -282,8 +289,22 @@ mod tests {
     }
 
     #[test]
+    fn rings_and_subscriptions_that_begin_later_know_what_was_seen() {
+        let mut start = Cursor::new(vec![0]);
+        start.pass(0, 9, 5);
+        let router = Router::new(&start);
+        assert_eq!(router.append([entry("acme", 0, 10, 5), entry("acme", 0, 11, 6)]), 1);
+        let mut latest = router.latest();
+        assert_eq!((latest.next[0], latest.high[0]), (12, 6));
+        assert_eq!(router.append([entry("acme", 0, 12, 6), entry("acme", 0, 13, 7)]), 1);
+        let mut seen = Vec::new();
+        router.collect(&mut latest, &all_of("acme"), 10, &mut seen);
+        assert_eq!(offsets(&seen), [(0, 13)]);
+    }
+
+    #[test]
     fn credit_limits_a_collection_and_the_rest_stays() {
-        let router = Router::new(vec![0]);
+        let router = Router::new(&Cursor::new(vec![0]));
         router.append((0..5).map(|offset| entry("acme", 0, offset, offset)));
         let mut cursor = Cursor::new(vec![0]);
         let mut seen = Vec::new();
@@ -295,7 +316,7 @@ mod tests {
 
     #[test]
     fn who_is_slower_than_the_ring_is_behind() {
-        let router = Router::with_capacity(vec![0], 2);
+        let router = Router::with_capacity(&Cursor::new(vec![0]), 2);
         let mut cursor = Cursor::new(vec![0]);
         router.append((0..3).map(|offset| entry("acme", 0, offset, offset)));
         assert_eq!(
@@ -309,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_bell_rings_for_its_tenant_only() {
-        let router = Router::new(vec![0]);
+        let router = Router::new(&Cursor::new(vec![0]));
         let (acme, evil) = (router.bell(&"acme".into()), router.bell(&"evil".into()));
         router.append([entry("acme", 0, 0, 0)]);
         assert!(acme.has_changed().expect("open"));

@@ -5,14 +5,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::{Offset, TopicPartitionList};
 use sluice_kafka::error;
-use sluice_proto::pb::ErrorCode;
 use sluice_proto::pb::subscribe_open::Start;
+use sluice_proto::pb::{ErrorCode, ExpiredPosition};
 
 use super::consume::Polled;
-use super::{Shared, Source, cursor};
+use super::cursor::Cursor;
+use super::{Shared, Source};
 use crate::status::Failure;
 
 /// How long asking Kafka for offsets may take.
@@ -68,48 +71,98 @@ impl Lookup {
     }
 }
 
-/// Finds the offsets to begin at.
+/// What a subscription asks for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Where to begin.
+    pub start: Option<Start>,
+    /// What to do where the log has lost that position.
+    pub on_expired: ExpiredPosition,
+}
+
+/// Where a subscription begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// The position.
+    pub cursor: Cursor,
+    /// The log had lost the position that was asked for.
+    pub fell_back: bool,
+}
+
+/// Finds the position to begin at: the cursor's stored one, unless a token is given; else what was asked for.
 ///
 /// # Errors
 /// `TOKEN_INVALID` for garbage (INVALID_ARGUMENT) and for positions that the log does not have (OUT_OF_RANGE),
 /// `REQUEST_INVALID`, `BROKER_UNAVAILABLE`.
-pub async fn resolve(shared: &Arc<Shared>, start: Option<Start>) -> Result<Vec<i64>, Failure> {
+pub async fn resolve(shared: &Arc<Shared>, asked: Asked, stored: Option<Cursor>) -> Result<Begin, Failure> {
     let router = &shared.router;
-    match start {
-        None | Some(Start::Latest(_)) => Ok(router.ends()),
-        Some(Start::Token(token)) => {
-            let next = cursor::read(&token, router.partitions())?;
-            let within = |(next, (start, end)): (&i64, (i64, i64))| (start..=end).contains(next);
-            if next
-                .iter()
-                .zip(router.starts().into_iter().zip(router.ends()))
-                .all(within)
-            {
-                return Ok(next);
-            }
+    let fresh = |cursor| Begin {
+        cursor,
+        fell_back: false,
+    };
+    let cursor = match (asked.start, stored) {
+        (Some(Start::Token(token)), _) => Cursor::read(&token, router.partitions(), "open.token")?,
+        (_, Some(stored)) => stored,
+        (None | Some(Start::Latest(_)), None) => return Ok(fresh(router.latest())),
+        (Some(Start::Earliest(_)), None) => {
             let watermarks = lookup(shared, Lookup::watermarks).await?;
-            in_log(&next, &watermarks)?;
-            Ok(next)
+            return Ok(fresh(earliest(&watermarks)));
         }
-        Some(Start::Earliest(_)) => {
-            let watermarks = lookup(shared, Lookup::watermarks).await?;
-            Ok(watermarks.into_iter().map(|(first, _)| first).collect())
+        (Some(Start::Since(since)), None) => {
+            let millis = millis(&since)?;
+            let next = lookup(shared, move |lookup| lookup.since(millis)).await?;
+            return Ok(fresh(Cursor::new(next)));
         }
-        Some(Start::Since(since)) => {
-            let millis = since
-                .seconds
-                .checked_mul(1_000)
-                .and_then(|millis| millis.checked_add(i64::from(since.nanos) / 1_000_000))
-                .filter(|millis| *millis >= 0)
-                .ok_or_else(|| {
-                    let remedy = "send a time after 1970";
-                    Failure::new(ErrorCode::RequestInvalid, "is out of range", remedy).field("open.since")
-                })?;
-            lookup(shared, move |lookup| lookup.since(millis)).await
-        }
+    };
+    let within = |(next, (start, end)): (&i64, (i64, i64))| (start..=end).contains(next);
+    let rings = router.starts().into_iter().zip(router.ends());
+    if cursor.next.iter().zip(rings).all(within) {
+        return Ok(fresh(cursor));
     }
+    let watermarks = lookup(shared, Lookup::watermarks).await?;
+    in_log(cursor, &watermarks, asked.on_expired)
 }
 
+/// Checks that a position is not behind the newest decision.
+///
+/// # Errors
+/// `TOKEN_INVALID` (OUT_OF_RANGE), `BROKER_UNAVAILABLE`.
+pub async fn exists(shared: &Arc<Shared>, cursor: &Cursor) -> Result<(), Failure> {
+    if cursor
+        .next
+        .iter()
+        .zip(shared.router.ends())
+        .all(|(next, end)| *next <= end)
+    {
+        return Ok(());
+    }
+    // Another gateway may be ahead of this one.
+    let watermarks = lookup(shared, Lookup::watermarks).await?;
+    let beyond = cursor
+        .next
+        .iter()
+        .zip(&watermarks)
+        .position(|(next, (_, end))| next > end);
+    beyond.map_or(Ok(()), |partition| Err(beyond_end(partition).field("commit.token")))
+}
+
+fn millis(since: &prost_types::Timestamp) -> Result<i64, Failure> {
+    since
+        .seconds
+        .checked_mul(1_000)
+        .and_then(|millis| millis.checked_add(i64::from(since.nanos) / 1_000_000))
+        .filter(|millis| *millis >= 0)
+        .ok_or_else(|| {
+            let remedy = "send a time after 1970";
+            Failure::new(ErrorCode::RequestInvalid, "is out of range", remedy).field("open.since")
+        })
+}
+
+fn earliest(watermarks: &[(i64, i64)]) -> Cursor {
+    Cursor::new(watermarks.iter().map(|(first, _)| *first).collect())
+}
+
+/// Asks Kafka, on a thread that may block.
 async fn lookup<T: Send + 'static>(
     shared: &Arc<Shared>,
     ask: impl FnOnce(&Lookup) -> Result<T, error::Consumer> + Send + 'static,
@@ -138,35 +191,51 @@ pub(super) fn unavailable() -> Failure {
     )
 }
 
-/// The log has lost a subscription's position.
-pub(super) fn expired() -> Failure {
+/// The log has lost a subscription's position; `watermarks` tell what it has.
+pub(super) fn expired(watermarks: &[(i64, i64)]) -> Failure {
     Failure::new(
         ErrorCode::TokenInvalid,
         "lies before the oldest decision that is stored",
-        "subscribe from earliest, and fetch what is missing elsewhere",
+        "subscribe from earliest_token or choose on_expired, and fetch what is missing elsewhere",
     )
     .field("open.token")
     .out_of_range()
+    .fact("earliest_token", BASE64.encode(earliest(watermarks).token()))
 }
 
-/// Checks that the log has the positions.
-fn in_log(next: &[i64], watermarks: &[(i64, i64)]) -> Result<(), Failure> {
-    for (partition, (next, (first, end))) in next.iter().zip(watermarks).enumerate() {
-        if next < first {
-            return Err(expired().fact("partition", partition).fact("earliest", first));
+fn beyond_end(partition: usize) -> Failure {
+    Failure::new(
+        ErrorCode::TokenInvalid,
+        "lies behind the newest decision",
+        "send a token of this installation, or choose another start",
+    )
+    .field("open.token")
+    .out_of_range()
+    .fact("partition", partition)
+}
+
+/// Moves a position to where the log has it, as the subscription chose.
+pub(super) fn in_log(
+    mut cursor: Cursor,
+    watermarks: &[(i64, i64)],
+    on_expired: ExpiredPosition,
+) -> Result<Begin, Failure> {
+    let mut fell_back = false;
+    for (partition, (next, (first, end))) in cursor.next.iter_mut().zip(watermarks).enumerate() {
+        if *next > *end {
+            return Err(beyond_end(partition));
         }
-        if next > end {
-            return Err(Failure::new(
-                ErrorCode::TokenInvalid,
-                "lies behind the newest decision",
-                "send a token of this installation, or choose another start",
-            )
-            .field("open.token")
-            .out_of_range()
-            .fact("partition", partition));
+        if *next >= *first {
+            continue;
         }
+        fell_back = true;
+        *next = match on_expired {
+            ExpiredPosition::Unspecified | ExpiredPosition::Refuse => return Err(expired(watermarks)),
+            ExpiredPosition::Earliest => *first,
+            ExpiredPosition::Latest => *end,
+        };
     }
-    Ok(())
+    Ok(Begin { cursor, fell_back })
 }
 
 #[cfg(test)]
@@ -176,9 +245,22 @@ mod tests {
     #[test]
     fn positions_must_be_in_the_log() {
         let log = [(5, 10), (0, 0)];
-        assert_eq!(in_log(&[5, 0], &log), Ok(()));
-        assert_eq!(in_log(&[10, 0], &log), Ok(()));
-        assert!(in_log(&[4, 0], &log).is_err());
-        assert!(in_log(&[7, 1], &log).is_err());
+        let at = |next: [i64; 2], choice| in_log(Cursor::new(next.to_vec()), &log, choice);
+        let refuse = ExpiredPosition::Unspecified;
+        for next in [[5, 0], [10, 0]] {
+            let begin = at(next, refuse).expect("in the log");
+            assert_eq!((begin.cursor.next, begin.fell_back), (next.to_vec(), false));
+        }
+        assert!(at([7, 1], ExpiredPosition::Earliest).is_err());
+        let refused = at([4, 0], refuse).expect_err("expired");
+        let status = tonic::Status::from(refused);
+        assert_eq!(status.code(), tonic::Code::OutOfRange);
+        let info = tonic_types::StatusExt::get_details_error_info(&status).expect("info");
+        let token = BASE64.decode(&info.metadata["earliest_token"]).expect("base64");
+        assert_eq!(Cursor::read(&token, 2, "token"), Ok(Cursor::new(vec![5, 0])));
+        for (choice, next) in [(ExpiredPosition::Earliest, 5), (ExpiredPosition::Latest, 10)] {
+            let begin = at([4, 0], choice).expect("fell back");
+            assert_eq!((begin.cursor.next[0], begin.fell_back), (next, true));
+        }
     }
 }

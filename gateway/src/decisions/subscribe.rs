@@ -11,17 +11,19 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use sluice_proto::pb::subscribe_request::Message as Request;
 use sluice_proto::pb::subscribe_response::Message as Response;
-use sluice_proto::pb::{self, ErrorCode};
+use sluice_proto::pb::{self, ErrorCode, ExpiredPosition};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::catch_up::{self, Steps};
-use super::cursor::{self, Cursor};
+use super::commit::Held;
+use super::cursor::Cursor;
 use super::decode::Entry;
 use super::filter::Filter;
 use super::route::Found;
-use super::{Shared, start};
+use super::start::{self, Asked};
+use super::{Shared, commit};
 use crate::auth::Caller;
 use crate::metrics::Counted;
 use crate::status::{self, Failure};
@@ -37,6 +39,15 @@ pub const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where a subscription's answers go.
 pub type Outbound = mpsc::Sender<Result<pb::SubscribeResponse, Status>>;
+
+/// What holds a subscription back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// The credit that the client gives, and the transport.
+    Credit,
+    /// The transport alone.
+    Transport,
+}
 
 /// Why a subscription is over.
 enum Over {
@@ -58,11 +69,18 @@ struct Subscription {
     shared: Arc<Shared>,
     filter: Filter,
     cursor: Cursor,
-    /// The position after what the client was sent, by partition.
-    delivered: Vec<i64>,
+    on_expired: ExpiredPosition,
+    /// The position after what the client was sent.
+    delivered: Cursor,
+    /// The position that was asked for had expired.
+    fell_back: bool,
+    /// The named cursor.
+    held: Option<Held>,
     /// Decisions that wait for credit.
     backlog: VecDeque<Arc<Entry>>,
     credit: u64,
+    /// Whether deliveries use credit up; those of a watch do not.
+    counts: bool,
     bell: watch::Receiver<()>,
     steps: Option<Steps>,
     /// There may be more in the rings than was collected.
@@ -73,7 +91,7 @@ struct Subscription {
 }
 
 /// Serves one stream to its end.
-pub async fn run<S>(shared: Arc<Shared>, caller: Caller, mut inbound: S, outbound: Outbound)
+pub async fn run<S>(shared: Arc<Shared>, caller: Caller, flow: Flow, mut inbound: S, outbound: Outbound)
 where
     S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
 {
@@ -84,14 +102,14 @@ where
         biased;
         () = outbound.closed() => Over::Gone,
         () = draining.cancelled() => Over::Draining,
-        over = serve(shared, caller, &mut subscription, &mut inbound, &outbound) => over,
+        over = serve(shared, caller, flow, &mut subscription, &mut inbound, &outbound) => over,
     };
     let last = match over {
         Over::Gone => return,
         Over::Draining => match subscription {
             Some(subscription) => Ok(response(Response::Drain(pb::SubscribeDrain {
                 deadline: prost_types::Duration::try_from(Duration::ZERO).ok(),
-                token: cursor::write(&subscription.delivered).into(),
+                token: subscription.delivered.token().into(),
             }))),
             None => Err(crate::ingest::draining()),
         },
@@ -109,6 +127,7 @@ where
 async fn serve<S>(
     shared: Arc<Shared>,
     caller: Caller,
+    flow: Flow,
     place: &mut Option<Subscription>,
     inbound: &mut S,
     outbound: &Outbound,
@@ -117,7 +136,7 @@ where
     S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
 {
     let opened = match opening(inbound.next().await) {
-        Ok(open) => Subscription::open(shared, caller, open).await,
+        Ok(open) => Subscription::open(shared, caller, flow, open).await,
         Err(over) => return over,
     };
     match opened {
@@ -149,20 +168,42 @@ const fn response(message: Response) -> pb::SubscribeResponse {
 }
 
 impl Subscription {
-    async fn open(shared: Arc<Shared>, caller: Caller, open: pb::SubscribeOpen) -> Result<Self, Failure> {
-        if !open.cursor.is_empty() {
-            return Err(no_cursors().field("open.cursor"));
-        }
+    async fn open(shared: Arc<Shared>, caller: Caller, flow: Flow, open: pb::SubscribeOpen) -> Result<Self, Failure> {
+        let on_expired = ExpiredPosition::try_from(open.on_expired).map_err(|_| {
+            let remedy = "name REFUSE, EARLIEST or LATEST";
+            Failure::new(ErrorCode::RequestInvalid, "is no choice", remedy).field("open.on_expired")
+        })?;
         let filter = Filter::new(caller.tenant, open.filter.unwrap_or_default())?;
+        let held = match open.cursor.as_str() {
+            "" => None,
+            name => Some(shared.cursors.take(filter.tenant(), name).await?),
+        };
         // The bell first: what is appended from now on rings it.
         let bell = shared.router.bell(filter.tenant());
-        let next = start::resolve(&shared, open.start).await?;
+        let asked = Asked {
+            start: open.start,
+            on_expired,
+        };
+        let stored = held.as_ref().and_then(|held| held.stored.clone());
+        let is_new = stored.is_none();
+        let begin = start::resolve(&shared, asked, stored).await?;
+        if let Some(held) = held.as_ref().filter(|_| is_new) {
+            // What is decided before the client's first commit would be missed otherwise, should the stream be lost.
+            held.commit(begin.cursor.clone());
+        }
         Ok(Self {
-            delivered: next.clone(),
-            cursor: Cursor::new(next),
+            on_expired,
+            delivered: begin.cursor.clone(),
+            cursor: begin.cursor,
+            fell_back: begin.fell_back,
+            held,
             filter,
             backlog: VecDeque::new(),
-            credit: open.credit.into(),
+            credit: match flow {
+                Flow::Credit => open.credit.into(),
+                Flow::Transport => u64::MAX,
+            },
+            counts: flow == Flow::Credit,
             bell,
             steps: None,
             more: true,
@@ -177,7 +218,8 @@ impl Subscription {
         S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
     {
         let ready = pb::SubscribeReady {
-            token: cursor::write(&self.delivered).into(),
+            token: self.delivered.token().into(),
+            fell_back: self.fell_back,
         };
         self.send(outbound, Response::Ready(ready)).await?;
         let mut timer = pin!(tokio::time::sleep_until(self.last_sent + PROGRESS_EVERY));
@@ -193,13 +235,14 @@ impl Subscription {
             let behind = reads_rings && self.is_behind();
             tokio::select! {
                 biased;
-                request = inbound.next(), if !self.closed => self.receive(request)?,
+                request = inbound.next(), if !self.closed => self.receive(request).await?,
+                state = changed(&mut self.held), if self.held.is_some() => self.tell(state, outbound).await?,
                 step = next_step(&mut self.steps), if reads_steps => self.take_step(step)?,
                 () = std::future::ready(()), if reads_rings && !behind => {}
                 room = self.shared.catch_ups.clone().acquire_owned(), if behind => {
                     let room = room.map_err(|_| Over::Draining)?;
                     let (cursor, filter) = (self.cursor.clone(), self.filter.clone());
-                    self.steps = Some(catch_up::begin(self.shared.clone(), cursor, filter, room));
+                    self.steps = Some(catch_up::begin(self.shared.clone(), cursor, filter, self.on_expired, room));
                 }
                 rung = self.bell.changed(), if !behind => {
                     rung.map_err(|_| Over::Gone)?;
@@ -235,7 +278,7 @@ impl Subscription {
         self.more = found != Found::All;
         self.backlog.extend(entries);
         if self.backlog.is_empty() {
-            self.delivered.clone_from(&self.cursor.next);
+            self.delivered.clone_from(&self.cursor);
         }
     }
 
@@ -249,24 +292,24 @@ impl Subscription {
             let mut delivered = self.delivered.clone();
             let mut decisions = Vec::with_capacity(count);
             for entry in self.backlog.drain(..count) {
-                let partition = usize::try_from(entry.partition).ok();
-                if let Some(next) = partition.and_then(|partition| delivered.get_mut(partition)) {
-                    *next = entry.offset + 1;
-                }
+                let partition = usize::try_from(entry.partition).unwrap_or_default();
+                delivered.pass(partition, entry.offset, entry.decision.source_offset);
                 decisions.push(entry.to_pb());
             }
             if self.backlog.is_empty() {
                 // Also past what did not pass the filter.
-                delivered.clone_from(&self.cursor.next);
+                delivered.clone_from(&self.cursor);
             }
             let batch = pb::DecisionBatch {
                 decisions,
-                token: cursor::write(&delivered).into(),
+                token: delivered.token().into(),
             };
             self.send(outbound, Response::Batch(batch)).await?;
             // Not before: a drain may have interrupted the sending, and then tells where this is.
             self.delivered = delivered;
-            self.credit -= count as u64;
+            if self.counts {
+                self.credit -= count as u64;
+            }
             self.shared.metrics.delivered.inc_by(count as u64);
         }
         Ok(())
@@ -278,7 +321,7 @@ impl Subscription {
         self.collect();
         if self.backlog.is_empty() {
             let progress = pb::Progress {
-                token: cursor::write(&self.delivered).into(),
+                token: self.delivered.token().into(),
             };
             return self.send(outbound, Response::Progress(progress)).await;
         }
@@ -298,7 +341,7 @@ impl Subscription {
                 self.cursor = step.cursor;
                 self.backlog.extend(step.entries);
                 if self.backlog.is_empty() {
-                    self.delivered.clone_from(&self.cursor.next);
+                    self.delivered.clone_from(&self.cursor);
                 }
             }
             None => {
@@ -309,7 +352,29 @@ impl Subscription {
         Ok(())
     }
 
-    fn receive(&mut self, request: Option<Result<pb::SubscribeRequest, Status>>) -> Result<(), Over> {
+    /// Tells what became of the cursor.
+    async fn tell(&mut self, state: commit::State, outbound: &Outbound) -> Result<(), Over> {
+        if let Some(cursor) = state.committed {
+            let token = cursor.token().into();
+            self.send(outbound, Response::Committed(pb::SubscribeCommitted { token }))
+                .await?;
+        }
+        state.lost.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    /// Stores the cursor's position.
+    async fn commit(&self, token: &[u8]) -> Result<(), Failure> {
+        let Some(held) = &self.held else {
+            let remedy = "name a cursor in Open";
+            return Err(Failure::new(ErrorCode::RequestInvalid, "has no cursor to store", remedy).field("commit"));
+        };
+        let cursor = Cursor::read(token, self.shared.router.partitions(), "commit.token")?;
+        start::exists(&self.shared, &cursor).await?;
+        held.commit(cursor);
+        Ok(())
+    }
+
+    async fn receive(&mut self, request: Option<Result<pb::SubscribeRequest, Status>>) -> Result<(), Over> {
         let invalid = |reason, remedy| Err(Failure::new(ErrorCode::RequestInvalid, reason, remedy).into());
         match request {
             Some(Ok(pb::SubscribeRequest { message })) => match message {
@@ -317,12 +382,15 @@ impl Subscription {
                     self.credit = self.credit.saturating_add(credit.decisions.into());
                     Ok(())
                 }
-                Some(Request::Commit(_)) => Err(no_cursors().field("commit").into()),
+                Some(Request::Commit(commit)) => Ok(self.commit(&commit.token).await?),
                 Some(Request::Open(_)) => invalid(
                     "the subscription is open already",
                     "send Open as the first message only",
                 ),
-                None => invalid("the message has no content", "set one of open, credit, commit"),
+                // The guard before has taken refreshes out.
+                Some(Request::Refresh(_)) | None => {
+                    invalid("the message has no content", "set one of open, credit, commit, refresh")
+                }
             },
             Some(Err(status)) => Err(status::unreadable_request(&status).map_or(Over::Gone, Over::Failed)),
             // What credit is left is still served.
@@ -341,10 +409,9 @@ async fn next_step(steps: &mut Option<Steps>) -> Option<Result<catch_up::Step, F
     }
 }
 
-fn no_cursors() -> Failure {
-    Failure::new(
-        ErrorCode::Unimplemented,
-        "named cursors are not served by this version",
-        "keep the token of the newest batch, and open with it",
-    )
+async fn changed(held: &mut Option<Held>) -> commit::State {
+    match held {
+        Some(held) => held.changed().await,
+        None => std::future::pending().await,
+    }
 }

@@ -70,7 +70,7 @@ pub(crate) fn submit<T>(
         let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
         return Err(failure.quota(spent.quota).retry_after(spent.retry_after));
     }
-    let checked = decode::decoded(event, &caller.tenant, (shared.clock)())?;
+    let checked = decode::decoded(event, &caller.tenant, (shared.clock)(), &shared.privacy)?;
     let prepared = prepare(&checked)?;
     let mut scratch = Scratch::default();
     let record = shared

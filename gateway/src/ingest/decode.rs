@@ -8,21 +8,23 @@ use sluice_proto::event::Checked;
 use sluice_proto::pb::{self, ErrorCode};
 use sluice_proto::validate;
 
+use crate::privacy::Privacy;
 use crate::status::Failure;
 
 /// Reads and checks one event. `now` is in microseconds since the Unix epoch.
 ///
 /// # Errors
 /// `EVENT_TOO_LARGE`, `EVENT_UNREADABLE`, `EVENT_INVALID`.
-pub fn event(bytes: &[u8], tenant: &str, now: i64) -> Result<Checked, Failure> {
+pub fn event(bytes: &[u8], tenant: &str, now: i64, privacy: &Privacy) -> Result<Checked, Failure> {
     size(bytes.len())?;
-    let event = pb::Event::decode(bytes).map_err(|error| {
+    let mut event = pb::Event::decode(bytes).map_err(|error| {
         Failure::new(
             ErrorCode::EventUnreadable,
             error.to_string(),
             "encode a sluice.v1.Event, with text in UTF-8",
         )
     })?;
+    privacy.apply(&mut event)?;
     Ok(validate::event(event, tenant, now)?)
 }
 
@@ -30,8 +32,9 @@ pub fn event(bytes: &[u8], tenant: &str, now: i64) -> Result<Checked, Failure> {
 ///
 /// # Errors
 /// `EVENT_TOO_LARGE`, `EVENT_INVALID`.
-pub fn decoded(event: pb::Event, tenant: &str, now: i64) -> Result<Checked, Failure> {
+pub fn decoded(mut event: pb::Event, tenant: &str, now: i64, privacy: &Privacy) -> Result<Checked, Failure> {
     size(event.encoded_len())?;
+    privacy.apply(&mut event)?;
     Ok(validate::event(event, tenant, now)?)
 }
 
@@ -52,7 +55,7 @@ mod tests {
     use super::*;
 
     fn code(bytes: &[u8]) -> ErrorCode {
-        event(bytes, "dev", 0).expect_err("refused").code()
+        event(bytes, "dev", 0, &Privacy::default()).expect_err("refused").code()
     }
 
     #[test]

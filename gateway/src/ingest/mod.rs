@@ -25,11 +25,14 @@ use sluice_proto::pb::ErrorCode;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+use crate::privacy::Privacy;
 use crate::quota::Quotas;
 use crate::status::Failure;
 
 /// What every session and call shares.
 pub struct Shared {
+    /// What becomes of personal data.
+    pub privacy: Privacy,
     /// Events to records.
     pub encoders: encode::Encoders,
     /// Records to Kafka.

@@ -354,9 +354,11 @@ impl Session {
                     "the session is open already",
                     "send Open as the first message only",
                 )),
+                // The guard before has taken refreshes out.
+                Request::Refresh(_) => return,
             },
             Some(Ok(pb::PublishRequest { message: None })) => {
-                Some(invalid("the message has no content", "set one of open, batch"))
+                Some(invalid("the message has no content", "set one of open, batch, refresh"))
             }
             Some(Err(status)) => status::unreadable_request(&status),
         };
@@ -469,7 +471,7 @@ impl Session {
     ) -> Result<(), Permit> {
         let shared = &self.shared;
         let tenant = &self.caller.tenant;
-        let checked = decode::event(event, tenant, now_us);
+        let checked = decode::event(event, tenant, now_us, &self.shared.privacy);
         let record = checked.and_then(|event| {
             let record = shared.encoders.encode(&event, tenant, &mut self.scratch);
             record.map_err(super::unencodable)

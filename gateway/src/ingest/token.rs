@@ -2,7 +2,7 @@
 //! have been sent. Authenticated, so that a client cannot make the gateway search what it did not cause.
 //!
 //! Comes from `ack`'s knowledge, goes to the client with the acks, and comes back with Open. Opaque to clients. Layout of
-//! version 2: the version (1 byte), a code over all the rest (16 bytes of HMAC-SHA-256), then big-endian the next sequence
+//! version 2: the version (1 byte), a code over all the rest (32 bytes of HMAC-SHA-256), then big-endian the next sequence
 //! number, the epoch, the time since when unsettled events were sent and the time of issue in milliseconds since the Unix
 //! epoch (8 bytes each), the number of settled ranges (1 byte) and for each the distance of its first number from the next
 //! sequence number and its length (4 bytes each), the length of the producer_id (1 byte), the producer_id, the tenant.
@@ -10,8 +10,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hmac::{Hmac, Mac};
-use sha2::Sha256;
+use aws_lc_rs::hmac;
 use sluice_proto::pb::ErrorCode;
 
 use crate::status::Failure;
@@ -25,7 +24,8 @@ pub const MAX_RANGES: usize = 32;
 /// The secret that works on loopback without a file of secrets.
 const DEV_SECRET: &[u8] = b"sluice-dev-token-secret-for-loopback-only";
 const VERSION: u8 = 2;
-const CODE_BYTES: usize = 16;
+/// A whole HMAC-SHA-256.
+const CODE_BYTES: usize = 32;
 const RANGE_BYTES: usize = 8;
 
 /// The secrets cannot be used.
@@ -78,7 +78,7 @@ pub struct Progress {
 #[derive(Clone)]
 pub struct Signer {
     /// The first signs, all are accepted.
-    keys: Vec<Hmac<Sha256>>,
+    keys: Vec<hmac::Key>,
     max_age_ms: i64,
 }
 
@@ -109,12 +109,9 @@ impl Signer {
     }
 
     fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8]>, max_age: Duration) -> Self {
-        let keys = secrets
-            .into_iter()
-            .filter_map(|secret| Hmac::new_from_slice(secret).ok());
+        let key = |secret| hmac::Key::new(hmac::HMAC_SHA256, secret);
         Self {
-            // HMAC takes keys of any length.
-            keys: keys.collect(),
+            keys: secrets.into_iter().map(key).collect(),
             max_age_ms: i64::try_from(max_age.as_millis()).unwrap_or(i64::MAX),
         }
     }
@@ -141,12 +138,8 @@ impl Signer {
         token.extend(owner.producer_id.as_bytes());
         token.extend(owner.tenant.as_bytes());
         if let Some(key) = self.keys.first() {
-            let code = key
-                .clone()
-                .chain_update(&token[1 + CODE_BYTES..])
-                .finalize()
-                .into_bytes();
-            token[1..=CODE_BYTES].copy_from_slice(&code[..CODE_BYTES]);
+            let code = hmac::sign(key, &token[1 + CODE_BYTES..]);
+            token[1..=CODE_BYTES].copy_from_slice(code.as_ref());
         }
         token
     }
@@ -165,7 +158,7 @@ impl Signer {
             return Err(malformed());
         };
         let (code, body) = rest.split_first_chunk::<CODE_BYTES>().ok_or_else(malformed)?;
-        let signed = |key: &Hmac<Sha256>| key.clone().chain_update(body).verify_truncated_left(code).is_ok();
+        let signed = |key: &hmac::Key| hmac::verify(key, body, code).is_ok();
         if !self.keys.iter().any(signed) {
             return Err(malformed());
         }

@@ -1,8 +1,7 @@
-//! What is defined and not served yet says so; health and metrics say how it is.
+//! Schemas, health and metrics say how it is.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use sluice_proto::pb;
-use sluice_proto::pb::decision_service_client::DecisionServiceClient;
 use sluice_proto::pb::schema_service_client::SchemaServiceClient;
 use sluice_proto::topics;
 use sluice_tests::run::on_shared;
@@ -10,32 +9,7 @@ use sluice_tests::session::{Session, authorized, connect};
 use sluice_tests::stack;
 use sluice_tests::subscription::Subscription;
 use sluice_tests::{events, wait};
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
-
-fn check(what: &str, status: Option<Status>) -> Result<()> {
-    let status = status.with_context(|| format!("{what} is served: test it"))?;
-    ensure!(status.code() == Code::Unimplemented, "{what}: {status:?}");
-    let details = status.get_error_details();
-    let info = details
-        .error_info()
-        .with_context(|| format!("{what}: no ErrorInfo: {status:?}"))?;
-    ensure!(info.reason == "UNIMPLEMENTED", "{what}: {info:?}");
-    Ok(())
-}
-
-#[test]
-fn calls_that_are_not_served_yet_say_so() {
-    on_shared(async |stack| {
-        let tenant = stack.tenant();
-        let channel = connect(&stack.gateway_url()).await?;
-        let mut decisions = DecisionServiceClient::new(channel.clone());
-        let watch = authorized(pb::WatchRequest::default(), &tenant.key);
-        let answer = wait::soon("Watch answers", decisions.watch(watch)).await?;
-        check("Watch", answer.err())?;
-        Ok(())
-    });
-}
+use tonic::Code;
 
 #[test]
 fn the_schemas_behind_the_topics_are_told() {

@@ -95,6 +95,20 @@ fn the_development_key_is_for_loopback_only() -> Result<()> {
         code.is_some_and(|code| code != 0) && said.contains("SLUICE_API_KEYS"),
         "{code:?}: {said}"
     );
+    let keys = File::with(&format!(
+        "[[key]]\nsha256 = \"{}\"\ntenant = \"acme\"\n",
+        "0".repeat(64)
+    ))?;
+    let keys = keys.0.display().to_string();
+    let env = [env[0], ("SLUICE_API_KEYS", &keys)];
+    let (code, said) = start("sluice-gateway", &["--check-config"], &env)?;
+    ensure!(
+        code.is_some_and(|code| code != 0) && said.contains("SLUICE_ALLOW_PLAINTEXT"),
+        "{code:?}: {said}"
+    );
+    let env = [env[0], env[1], ("SLUICE_ALLOW_PLAINTEXT", "true")];
+    let (code, said) = start("sluice-gateway", &["--check-config"], &env)?;
+    ensure!(code == Some(0), "{code:?}: {said}");
     Ok(())
 }
 

@@ -1,0 +1,383 @@
+//! Owns what becomes of personal data before an event is stored: configured fields are masked, hashed with a key or dropped,
+//! and a primary account number (PAN) in a text is refused or masked.
+//!
+//! Comes inside of `decode`, between reading an event and checking it, so that what is stored is what was checked.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::hmac;
+use serde::Deserialize;
+use sluice_proto::pb::event::Payload;
+use sluice_proto::pb::{self, ErrorCode};
+
+use crate::status::Failure;
+
+/// Digits of a primary account number, by ISO/IEC 7812.
+pub const PAN_DIGITS: std::ops::RangeInclusive<usize> = 13..=19;
+/// Fewest bytes of the key that fields are hashed with.
+pub const MIN_KEY_BYTES: usize = 32;
+/// Characters at the end of a field that masking leaves.
+pub const UNMASKED: usize = 4;
+/// Bytes of a keyed hash that stand for a field, in hexadecimal digits: enough that two values never meet.
+pub const HASH_BYTES: usize = 16;
+
+/// The rules cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the privacy rules in {path} cannot be used: {reason}")]
+pub struct Error {
+    path: PathBuf,
+    reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    /// Leave the last characters.
+    Mask,
+    /// Replace by a keyed hash: equal values stay equal.
+    Hash,
+    /// Leave nothing.
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Pan {
+    #[default]
+    Refuse,
+    Mask,
+    Allow,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    pan: Pan,
+    hash_key_file: Option<PathBuf>,
+    #[serde(default)]
+    field: Vec<Field>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Field {
+    name: String,
+    action: Action,
+}
+
+/// Fields that rules may name, beside `user_action.attributes.KEY` and the like.
+const FIELDS: [&str; 6] = [
+    "payment.terminal_id",
+    "payment.device_id",
+    "payment.location",
+    "payment.location.place",
+    "user_action.device_id",
+    "system.message",
+];
+const ATTRIBUTES: [&str; 3] = ["user_action.attributes.", "system.attributes.", "metric.attributes."];
+
+/// The rules.
+#[derive(Default)]
+pub struct Privacy {
+    pan: Pan,
+    key: Option<hmac::Key>,
+    fields: BTreeMap<String, Action>,
+}
+
+impl Privacy {
+    /// Reads the rules of a file; without one, account numbers in texts are refused and nothing else is changed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn load(path: Option<&Path>) -> Result<Self, Error> {
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let invalid = |reason: String| Error {
+            path: path.to_owned(),
+            reason,
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
+        let file: File = toml::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        let key = match &file.hash_key_file {
+            None => None,
+            Some(name) => {
+                let bytes = std::fs::read(path.parent().unwrap_or(path).join(name));
+                let bytes = bytes.map_err(|error| invalid(format!("hash_key_file: {error}")))?;
+                if bytes.len() < MIN_KEY_BYTES {
+                    return Err(invalid(format!("hash_key_file has fewer than {MIN_KEY_BYTES} bytes")));
+                }
+                Some(hmac::Key::new(hmac::HMAC_SHA256, &bytes))
+            }
+        };
+        let mut fields = BTreeMap::new();
+        for Field { name, action } in file.field {
+            let is_attribute = ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix));
+            if !FIELDS.contains(&name.as_str()) && !is_attribute {
+                return Err(invalid(format!("{name} is no field that a rule may name")));
+            }
+            if name == "payment.location" && action != Action::Drop {
+                return Err(invalid("payment.location can only be dropped".to_owned()));
+            }
+            if action == Action::Hash && key.is_none() {
+                return Err(invalid(format!(
+                    "{name} is to be hashed, and there is no hash_key_file"
+                )));
+            }
+            fields.insert(name, action);
+        }
+        Ok(Self {
+            pan: file.pan,
+            key,
+            fields,
+        })
+    }
+
+    /// Changes the event as the rules say.
+    ///
+    /// # Errors
+    /// `EVENT_INVALID` for an account number in a text, without the number.
+    pub fn apply(&self, event: &mut pb::Event) -> Result<(), Failure> {
+        match &mut event.payload {
+            Some(Payload::Payment(payment)) => {
+                self.field("payment.terminal_id", &mut payment.terminal_id);
+                self.field("payment.device_id", &mut payment.device_id);
+                if self.fields.contains_key("payment.location") {
+                    payment.location = None;
+                }
+                if let Some(location) = &mut payment.location {
+                    self.field("payment.location.place", &mut location.place);
+                    self.text("payment.location.place", &mut location.place)?;
+                }
+            }
+            Some(Payload::UserAction(action)) => {
+                self.field("user_action.device_id", &mut action.device_id);
+                self.attributes("user_action.attributes", &mut action.attributes)?;
+            }
+            Some(Payload::System(system)) => {
+                self.field("system.message", &mut system.message);
+                self.text("system.message", &mut system.message)?;
+                self.attributes("system.attributes", &mut system.attributes)?;
+            }
+            Some(Payload::Metric(metric)) => self.attributes("metric.attributes", &mut metric.attributes)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn attributes(
+        &self,
+        name: &'static str,
+        attributes: &mut std::collections::HashMap<String, String>,
+    ) -> Result<(), Failure> {
+        if !self.fields.is_empty() {
+            attributes.retain(|key, value| match self.fields.get(&format!("{name}.{key}")) {
+                Some(Action::Drop) => false,
+                Some(action) => {
+                    self.change(*action, value);
+                    true
+                }
+                None => true,
+            });
+        }
+        attributes.values_mut().try_for_each(|value| self.text(name, value))
+    }
+
+    fn field(&self, name: &str, value: &mut String) {
+        if let Some(action) = self.fields.get(name).filter(|_| !value.is_empty()) {
+            self.change(*action, value);
+        }
+    }
+
+    fn change(&self, action: Action, value: &mut String) {
+        match (action, &self.key) {
+            (Action::Mask, _) => {
+                let kept = value.chars().count().saturating_sub(UNMASKED);
+                *value = value
+                    .chars()
+                    .enumerate()
+                    .map(|(at, c)| if at < kept { '*' } else { c })
+                    .collect();
+            }
+            (Action::Hash, Some(key)) => {
+                let tag = hmac::sign(key, value.as_bytes());
+                *value = tag.as_ref()[..HASH_BYTES]
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
+            }
+            // Hashing without a key is refused when the rules are read.
+            (Action::Drop | Action::Hash, _) => value.clear(),
+        }
+    }
+
+    /// Looks for account numbers in a text.
+    fn text(&self, name: &'static str, text: &mut String) -> Result<(), Failure> {
+        if self.pan == Pan::Allow {
+            return Ok(());
+        }
+        while let Some(range) = account_number(text) {
+            if self.pan == Pan::Refuse {
+                let remedy = "never send card numbers in texts";
+                let reason = "looks like it contains a primary account number";
+                return Err(Failure::new(ErrorCode::EventInvalid, reason, remedy).field(name));
+            }
+            let masked = text[range.clone()].replace(|c: char| c.is_ascii_digit(), "*");
+            text.replace_range(range, &masked);
+        }
+        Ok(())
+    }
+}
+
+/// Where a text has a number of 13 to 19 digits, perhaps grouped by single spaces or hyphens, that begins as card numbers do
+/// and passes Luhn's check.
+fn account_number(text: &str) -> Option<std::ops::Range<usize>> {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while let Some(start) = bytes[at..].iter().position(u8::is_ascii_digit).map(|found| at + found) {
+        let (mut digits, mut end) = (vec![bytes[start] - b'0'], start + 1);
+        loop {
+            match &bytes[end..] {
+                [digit, ..] if digit.is_ascii_digit() => {
+                    digits.push(digit - b'0');
+                    end += 1;
+                }
+                [b' ' | b'-', digit, ..] if digit.is_ascii_digit() => {
+                    digits.push(digit - b'0');
+                    end += 2;
+                }
+                _ => break,
+            }
+        }
+        if PAN_DIGITS.contains(&digits.len()) && (2..=6).contains(&digits[0]) && luhn(&digits) {
+            return Some(start..end);
+        }
+        at = end;
+    }
+    None
+}
+
+fn luhn(digits: &[u8]) -> bool {
+    let doubled = |digit: u8| if digit > 4 { 2 * digit - 9 } else { 2 * digit };
+    let each = digits.iter().rev().enumerate();
+    let sum: u32 = each
+        .map(|(place, digit)| u32::from(if place % 2 == 1 { doubled(*digit) } else { *digit }))
+        .sum();
+    sum.is_multiple_of(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Result<Privacy, Error> {
+        let directory = std::env::temp_dir().join(format!("sluice-privacy-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&directory).expect("directory");
+        std::fs::write(directory.join("key"), [7; MIN_KEY_BYTES]).expect("write");
+        std::fs::write(directory.join("rules"), text).expect("write");
+        let loaded = Privacy::load(Some(&directory.join("rules")));
+        std::fs::remove_dir_all(&directory).expect("remove");
+        loaded
+    }
+
+    fn system(message: &str) -> pb::Event {
+        pb::Event {
+            payload: Some(Payload::System(pb::SystemEvent {
+                message: message.to_owned(),
+                attributes: [("mail".to_owned(), "a@example.org".to_owned())].into(),
+                ..pb::SystemEvent::default()
+            })),
+            ..pb::Event::default()
+        }
+    }
+
+    fn of(event: &pb::Event) -> &pb::SystemEvent {
+        match &event.payload {
+            Some(Payload::System(system)) => system,
+            _ => panic!("no system event"),
+        }
+    }
+
+    #[test]
+    fn account_numbers_are_found_and_other_numbers_are_not() {
+        for text in [
+            "4111111111111111",
+            "card 4111 1111 1111 1111.",
+            "x5500-0000-0000-0004",
+            "é378282246310005",
+        ] {
+            assert!(account_number(text).is_some(), "{text}");
+        }
+        for text in [
+            "",
+            "4111111111111112",
+            "1234567890123",
+            "41111111",
+            "9111111111111111",
+            "order 20260101",
+        ] {
+            assert!(account_number(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_account_number_is_refused_unless_told_and_never_repeated() {
+        let mut event = system("paid with 4111111111111111");
+        let refused = Privacy::default().apply(&mut event).expect_err("refused");
+        assert_eq!(refused.code(), ErrorCode::EventInvalid);
+        assert!(!refused.to_string().contains("4111"), "{refused}");
+        rules("pan = \"mask\"")
+            .expect("valid")
+            .apply(&mut event)
+            .expect("masked");
+        assert_eq!(of(&event).message, "paid with ****************");
+        let mut event = system("paid with 4111111111111111");
+        rules("pan = \"allow\"")
+            .expect("valid")
+            .apply(&mut event)
+            .expect("allowed");
+        assert!(of(&event).message.contains("4111"));
+    }
+
+    #[test]
+    fn fields_are_masked_hashed_and_dropped() {
+        let rules = rules(
+            "hash_key_file = \"key\"\n[[field]]\nname = \"system.message\"\naction = \"mask\"\n\
+             [[field]]\nname = \"system.attributes.mail\"\naction = \"hash\"\n\
+             [[field]]\nname = \"payment.location\"\naction = \"drop\"\n",
+        )
+        .expect("valid");
+        let mut event = system("a secret word");
+        rules.apply(&mut event).expect("applied");
+        assert_eq!(of(&event).message, "*********word");
+        let hashed = of(&event).attributes["mail"].clone();
+        assert_eq!(hashed.len(), 2 * HASH_BYTES);
+        let mut again = system("");
+        rules.apply(&mut again).expect("applied");
+        assert_eq!(of(&again).attributes["mail"], hashed, "equal values stay equal");
+        let mut payment = pb::Event {
+            payload: Some(Payload::Payment(pb::PaymentEvent {
+                location: Some(pb::Location::default()),
+                ..pb::PaymentEvent::default()
+            })),
+            ..pb::Event::default()
+        };
+        rules.apply(&mut payment).expect("applied");
+        assert!(matches!(payment.payload, Some(Payload::Payment(payment)) if payment.location.is_none()));
+    }
+
+    #[test]
+    fn senseless_rules_are_refused() {
+        for text in [
+            "pan = \"perhaps\"",
+            "hash_key_file = \"none\"",
+            "[[field]]\nname = \"payment.account_id\"\naction = \"drop\"",
+            "[[field]]\nname = \"payment.device_id\"\naction = \"hash\"",
+            "[[field]]\nname = \"payment.location\"\naction = \"mask\"",
+        ] {
+            assert!(rules(text).is_err(), "{text}");
+        }
+    }
+}

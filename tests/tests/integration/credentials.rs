@@ -1,0 +1,226 @@
+//! Who may do what: TLS, client certificates, roles, signed tokens, and all of them changed while the gateway runs.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use jsonwebtoken::Algorithm;
+use serde_json::json;
+use sluice_proto::pb::decision_service_client::DecisionServiceClient;
+use sluice_proto::pb::ingest_service_client::IngestServiceClient;
+use sluice_proto::pb::subscribe_request::Message as Ask;
+use sluice_proto::pb::{self, SubscribeOpen};
+use sluice_tests::credentials::{Authority, Signer, hash, in_seconds};
+use sluice_tests::run::on_prepared;
+use sluice_tests::session::{authorized, publish_one};
+use sluice_tests::stack::{Options, Stack};
+use sluice_tests::subscribe::Stream;
+use sluice_tests::{events, wait};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+fn gateway_with(env: &[(&str, &Path)]) -> Options {
+    let env = env
+        .iter()
+        .map(|(name, path)| ((*name).to_owned(), path.display().to_string()));
+    Options {
+        processors: 0,
+        partitions: 1,
+        gateway_env: env.collect(),
+        ..Options::default()
+    }
+}
+
+async fn start(stack: &mut Stack, env: &[(&str, &Path)]) -> Result<()> {
+    for (name, path) in env {
+        stack.set_env(name, &path.display().to_string());
+    }
+    stack.start_gateway()?;
+    stack.ready().await
+}
+
+/// Publishes one event; `key` may be missing where the connection's certificate says who calls.
+async fn publish(channel: Channel, key: Option<&str>) -> Result<(), Status> {
+    let message = pb::PublishOneRequest {
+        event: Some(events::payment("credentials")),
+    };
+    let request = match key {
+        Some(key) => authorized(message, key),
+        None => Request::new(message),
+    };
+    IngestServiceClient::new(channel).publish_one(request).await.map(drop)
+}
+
+async fn watch(channel: Channel, key: Option<&str>) -> Result<(), Status> {
+    let message = pb::WatchRequest::default();
+    let request = match key {
+        Some(key) => authorized(message, key),
+        None => Request::new(message),
+    };
+    DecisionServiceClient::new(channel).watch(request).await.map(drop)
+}
+
+fn lacks(answer: Result<(), Status>, role: &str) -> Result<()> {
+    let status = answer.err().context("it was allowed")?;
+    ensure!(status.code() == Code::PermissionDenied, "{status:?}");
+    let info = status.get_details_error_info().context("no ErrorInfo")?;
+    ensure!(
+        info.reason == "PERMISSION_DENIED" && info.metadata["role"] == role,
+        "{info:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn certificates_keys_and_roles_say_who_may_do_what() {
+    on_prepared(gateway_with(&[]), async |stack| {
+        let directory = stack.directory().to_owned();
+        let authority = Authority::new()?;
+        let (certificate, key) = authority.sign("gateway", &["localhost"])?.write(&directory)?;
+        let (roots, keys) = (directory.join("roots.pem"), directory.join("principals.toml"));
+        std::fs::write(&roots, &authority.pem)?;
+        let principals = format!(
+            "[[certificate]]\nsubject = \"CN=checkout\"\ntenant = \"acme\"\nroles = [\"publish\"]\n\
+             [[certificate]]\nsan = \"desk.acme.example\"\ntenant = \"acme\"\nroles = [\"subscribe\"]\n\
+             [[key]]\nsha256 = \"{}\"\ntenant = \"acme\"\n",
+            hash("a-key-of-acme")
+        );
+        std::fs::write(&keys, &principals)?;
+        let env = [
+            ("SLUICE_API_KEYS", &*keys),
+            ("SLUICE_TLS_CERT", &certificate),
+            ("SLUICE_TLS_KEY", &key),
+            ("SLUICE_TLS_CLIENT_CA", &roots),
+        ];
+        start(stack, &env).await?;
+        let url = format!("https://localhost:{}", stack.gateway_address().port());
+
+        let publisher = authority.sign("checkout", &[])?;
+        let channel = authority.connect(&url, Some(&publisher)).await?;
+        publish(channel.clone(), None).await?;
+        lacks(watch(channel, None).await, "subscribe")?;
+        let desk = authority.sign("somebody", &["desk.acme.example"])?;
+        let channel = authority.connect(&url, Some(&desk)).await?;
+        watch(channel.clone(), None).await?;
+        lacks(publish(channel, None).await, "publish")?;
+
+        let nobody = authority.sign("nobody", &[])?;
+        let unknown = publish(authority.connect(&url, Some(&nobody)).await?, None).await;
+        assert_eq!(
+            unknown.err().context("nobody was let in")?.code(),
+            Code::Unauthenticated
+        );
+        let stranger = Authority::new()?.sign("checkout", &[])?;
+        let forged = async {
+            publish(authority.connect(&url, Some(&stranger)).await?, None)
+                .await
+                .map_err(Into::into)
+        };
+        let forged: Result<()> = forged.await;
+        ensure!(forged.is_err(), "a certificate of another authority was accepted");
+        let plain = publish_one(&stack.gateway_url(), "a-key-of-acme", events::payment("plain")).await;
+        ensure!(
+            plain.is_err() || plain.is_ok_and(|answer| answer.is_err()),
+            "plaintext was accepted"
+        );
+        let by_key = authority.connect(&url, None).await?;
+        publish(by_key.clone(), Some("a-key-of-acme")).await?;
+
+        // All of it changes while the gateway runs: the key is gone, and the certificate is another authority's.
+        let mut client = DecisionServiceClient::new(by_key);
+        let request = authorized(pb::WatchRequest::default(), "a-key-of-acme");
+        let mut open = client.watch(request).await?.into_inner();
+        open.message().await?.context("no first answer")?;
+        let newer = Authority::new()?;
+        newer.sign("gateway", &["localhost"])?.write(&directory)?;
+        std::fs::write(
+            &keys,
+            principals.replace(&hash("a-key-of-acme"), &hash("a-newer-key-of-acme")),
+        )?;
+        let ended = wait::soon("the stream ends", async {
+            loop {
+                match open.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        })
+        .await?;
+        assert_eq!(ended.context("it ended well")?.code(), Code::Unauthenticated);
+        let channel = wait::until("the newer certificate is shown", async || {
+            Ok(newer.connect(&url, None).await.ok())
+        })
+        .await?;
+        publish(channel.clone(), Some("a-newer-key-of-acme")).await?;
+        let old = publish(channel, Some("a-key-of-acme")).await;
+        assert_eq!(old.err().context("the old key works")?.code(), Code::Unauthenticated);
+        Ok(())
+    });
+}
+
+#[test]
+fn signed_tokens_say_who_calls_until_they_expire() {
+    on_prepared(gateway_with(&[]), async |stack| {
+        let directory = stack.directory().to_owned();
+        let signers = [
+            Signer::new("es", Algorithm::ES256)?,
+            Signer::new("ed", Algorithm::EdDSA)?,
+            Signer::new("rs", Algorithm::RS256)?,
+        ];
+        let forger = Signer::new("es", Algorithm::ES256)?;
+        let keys = directory.join("principals.toml");
+        std::fs::write(directory.join("jwks.json"), Signer::jwks(&signers.each_ref()))?;
+        let issuer = "[[issuer]]\nissuer = \"https://id.example\"\naudience = \"sluice\"\njwks = \"jwks.json\"\n";
+        std::fs::write(&keys, issuer)?;
+        start(stack, &[("SLUICE_API_KEYS", &keys)]).await?;
+        let url = stack.gateway_url();
+        let claims = |seconds: i64| {
+            json!({
+                "iss": "https://id.example", "aud": "sluice", "sub": "checkout", "tenant": "acme",
+                "roles": ["publish", "subscribe"], "exp": in_seconds(seconds),
+            })
+        };
+        let one = async |token: String| publish_one(&url, &token, events::payment("token")).await;
+        for signer in &signers {
+            one(signer.token(&claims(60))?).await??;
+        }
+        let mut wrong = vec![forger.token(&claims(60))?, signers[0].token(&claims(-60))?];
+        for (claim, value) in [
+            ("aud", json!("another")),
+            ("iss", json!("https://evil.example")),
+            ("tenant", json!("a/b")),
+            ("tenant", json!(null)),
+            ("exp", json!(null)),
+        ] {
+            let mut claims = claims(60);
+            claims[claim] = value;
+            wrong.push(signers[0].token(&claims)?);
+        }
+        for token in wrong {
+            let status = one(token.clone()).await?.err().context("a wrong token was accepted")?;
+            assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+            ensure!(!status.message().contains(&token), "{status:?}");
+        }
+
+        // The gateway allows for 30 s of difference between clocks.
+        let short = || signers[1].token(&claims(-26));
+        let open = || SubscribeOpen {
+            credit: 1,
+            ..SubscribeOpen::default()
+        };
+        let mut ends = Stream::open(&url, &short()?, open()).await?;
+        let mut lives = Stream::open(&url, &short()?, open()).await?;
+        let credentials = signers[2].token(&claims(600))?;
+        lives.send(Ask::Refresh(pb::SubscribeRefresh { credentials })).await?;
+        let status = ends.refused().await?;
+        assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+        lives.progress().await?;
+        let mut another = claims(600);
+        another["sub"] = "somebody-else".into();
+        let credentials = signers[0].token(&another)?;
+        lives.send(Ask::Refresh(pb::SubscribeRefresh { credentials })).await?;
+        assert_eq!(lives.refused().await?.code(), Code::Unauthenticated);
+        Ok(())
+    });
+}
