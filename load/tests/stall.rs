@@ -17,7 +17,8 @@ use sluice_proto::pb::{self, PublishRequest, PublishResponse};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The stall, after the first event.
@@ -46,7 +47,8 @@ impl Stalling {
         };
         let server = tonic::transport::Server::builder()
             .add_service(IngestServiceServer::new(service))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            // Without it many answers at once wait 40 ms for a delayed acknowledgement.
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         tokio::spawn(server);
         address
     }
