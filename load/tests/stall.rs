@@ -77,7 +77,7 @@ impl Stalling {
                     let ready = pb::PublishReady {
                         next_sequence: 1,
                         credit,
-                        limits: None,
+                        ..pb::PublishReady::default()
                     };
                     say(Answer::Ready(ready)).await;
                 }

@@ -117,7 +117,7 @@ async fn acknowledge(mut requests: Streaming<PublishRequest>, answers: mpsc::Sen
                     events: CREDIT,
                     bytes: CREDIT,
                 }),
-                limits: None,
+                ..pb::PublishReady::default()
             }),
             Some(Asked::Batch(batch)) => Answer::Ack(pb::Ack {
                 first_sequence: batch.first_sequence,
