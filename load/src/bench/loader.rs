@@ -13,7 +13,8 @@ use sluice_proto::pb::publish_request::Message as Asked;
 use sluice_proto::pb::publish_response::Message as Answer;
 use sluice_proto::pb::{self, PublishRequest, PublishResponse};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Common;
@@ -97,7 +98,7 @@ fn serve(listener: TcpListener) -> anyhow::Result<()> {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .add_service(IngestServiceServer::new(Acknowledging))
-            .serve_with_incoming(TcpListenerStream::new(listener))
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
             .await?;
         Ok(())
     })
@@ -116,7 +117,7 @@ async fn acknowledge(mut requests: Streaming<PublishRequest>, answers: mpsc::Sen
                     events: CREDIT,
                     bytes: CREDIT,
                 }),
-                limits: None,
+                ..pb::PublishReady::default()
             }),
             Some(Asked::Batch(batch)) => Answer::Ack(pb::Ack {
                 first_sequence: batch.first_sequence,

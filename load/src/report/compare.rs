@@ -31,7 +31,11 @@ pub(crate) fn table(a: &Report, b: &Report) -> String {
     for metric in metrics {
         let (one, two) = (&a.latencies[metric], &b.latencies[metric]);
         row(&format!("{metric} mean"), one.mean_us, two.mean_us, &micros);
-        let both = |column: &f64| [one, two].iter().all(|each| each.percentiles_us.contains_key(&column.to_string()));
+        let both = |column: &f64| {
+            [one, two]
+                .iter()
+                .all(|each| each.percentiles_us.contains_key(&column.to_string()))
+        };
         for column in COLUMNS.into_iter().filter(both) {
             let (one, two) = (one.percentile_us(column) as f64, two.percentile_us(column) as f64);
             row(&format!("{metric} p{column}"), one, two, &micros);

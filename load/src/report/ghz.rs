@@ -87,7 +87,10 @@ mod tests {
             "latencyDistribution":[{"percentage":50,"latency":2000000},{"percentage":99,"latency":3000000}]}"#;
         let report = parse(text).unwrap();
         let latency = &report.latencies[METRIC];
-        assert_eq!((latency.percentile_us(50.0), latency.percentile_us(99.0)), (2_000, 3_000));
+        assert_eq!(
+            (latency.percentile_us(50.0), latency.percentile_us(99.0)),
+            (2_000, 3_000)
+        );
         assert_eq!((report.account.error_count(), report.count), (1, 3));
         assert!(parse("{}").is_err());
     }

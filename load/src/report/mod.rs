@@ -131,7 +131,11 @@ fn read(path: &Path) -> anyhow::Result<Report> {
 fn read_any(path: &Path) -> anyhow::Result<Report> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let is_ours = serde_json::from_str::<serde_json::Value>(&text).is_ok_and(|value| value.get("form").is_some());
-    let report = if is_ours { Report::parse(&text) } else { ghz::parse(&text) };
+    let report = if is_ours {
+        Report::parse(&text)
+    } else {
+        ghz::parse(&text)
+    };
     report.with_context(|| format!("cannot use {}", path.display()))
 }
 

@@ -328,7 +328,7 @@ fn buckets(all: &Histogram<u64>) -> Vec<Bucket> {
     let step = (most - least) as f64 / BUCKETS as f64;
     let mut counts = [0; BUCKETS as usize + 1];
     for value in all.iter_recorded() {
-        let into = value.value_iterated_to().saturating_sub(least) as f64;
+        let into = all.lowest_equivalent(value.value_iterated_to()).saturating_sub(least) as f64;
         let bucket = if step == 0.0 { 0 } else { (into / step).ceil() as usize };
         counts[bucket.min(BUCKETS as usize)] += value.count_since_last_iteration();
     }

@@ -89,16 +89,7 @@ impl Plan {
         Ok(Self {
             mode,
             server: Server::new(&args.server)?,
-            settings: Settings {
-                batch: load.batch as usize,
-                max_in_flight: load.max_in_flight,
-                closed_loop,
-                concurrency,
-                stop: load.duration_stop,
-                timeout: load.timeout,
-                patience: load.patience,
-                credit: load.credit,
-            },
+            settings: settings(load, concurrency, closed_loop),
             workers,
             subscribers,
             connections: load.connections as usize,
@@ -108,13 +99,7 @@ impl Plan {
             source: SourcePlan {
                 input: input(args)?,
                 seed: args.input.seed,
-                population: Population {
-                    accounts: args.input.accounts,
-                    merchants: args.input.merchants,
-                    account_exponent: args.input.zipf_accounts,
-                    merchant_exponent: args.input.zipf_merchants,
-                    fraud_factor: args.input.frauds,
-                },
+                population: population(args),
                 peak_rate_per_s: peak.max(1.0),
                 copy_share: args.input.duplicates,
                 poison_share: args.input.poison,
@@ -288,6 +273,30 @@ fn concurrency(load: &LoadArgs, workers: u32) -> anyhow::Result<Shape> {
             max,
         )?)),
     })
+}
+
+fn settings(load: &LoadArgs, concurrency: Shape, closed_loop: bool) -> Settings {
+    Settings {
+        batch: load.batch as usize,
+        max_in_flight: load.max_in_flight,
+        closed_loop,
+        concurrency,
+        stop: load.duration_stop,
+        timeout: load.timeout,
+        patience: load.patience,
+        credit: load.credit,
+    }
+}
+
+fn population(args: &Args) -> Population {
+    let input = &args.input;
+    Population {
+        accounts: input.accounts,
+        merchants: input.merchants,
+        account_exponent: input.zipf_accounts,
+        merchant_exponent: input.zipf_merchants,
+        fraud_factor: input.frauds,
+    }
 }
 
 fn input(args: &Args) -> anyhow::Result<Input> {

@@ -127,6 +127,7 @@ impl Publisher {
                 self.shared.fail(&self.name(), &refusal);
                 break;
             }
+            self.learn(open.ready.resume_token.clone());
             match self.drive(open).await? {
                 End::Finished => return Ok(()),
                 End::Cut => break,
@@ -341,6 +342,7 @@ impl Publisher {
                 shared.fail(&self.name(), &last);
                 return Ok(None);
             };
+            self.open.last_sent_sequence = self.window.sent();
             tokio::select! {
                 woken = self.alarm.at(&shared.clock, until_ns) => woken?,
                 () = cut(&mut self.phase) => return Ok(None),

@@ -1,7 +1,7 @@
 //! The bookkeeping of a publishing session: sequence numbers, credit, what is unanswered, and where to resume.
 //!
-//! Fed by `publish`. Does no I/O. As in the client, an event that was settled already when a session resumes before it is
-//! sent again empty, because numbers must stay contiguous.
+//! Fed by `publish`. Does no I/O. An event that was settled already when a session resumes before it is sent again empty,
+//! because numbers must stay contiguous; the gateway answers it and nobody waits for that.
 
 use std::collections::VecDeque;
 
@@ -51,6 +51,8 @@ pub(crate) struct Window {
     base: u64,
     /// The next one to send in this session.
     next: u64,
+    /// The highest one that was sent in any session.
+    sent: u64,
     unsettled: usize,
     credit_events: i64,
     credit_bytes: i64,
@@ -64,6 +66,7 @@ impl Window {
             entries: VecDeque::new(),
             base: 1,
             next: 1,
+            sent: 0,
             unsettled: 0,
             credit_events: 0,
             credit_bytes: 0,
@@ -100,6 +103,11 @@ impl Window {
         self.unsettled == 0
     }
 
+    /// The highest number that was sent in any session; 0 before the first.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Whether nothing that was sent is waited for.
     pub(crate) fn is_answered(&self) -> bool {
         self.unsettled as u64 <= self.base + self.entries.len() as u64 - self.next
@@ -134,6 +142,16 @@ impl Window {
             self.base += 1;
             self.unsettled -= usize::from(!entry.settled);
             missed += u64::from(!entry.settled);
+        }
+        for range in &ready.settled {
+            for sequence in range.first_sequence.max(self.base)..=range.last_sequence.min(self.sent) {
+                let place = self.entries.get_mut((sequence - self.base) as usize);
+                if let Some(entry) = place.filter(|entry| !entry.settled) {
+                    entry.settled = true;
+                    self.unsettled -= 1;
+                    missed += 1;
+                }
+            }
         }
         self.base = self.base.max(next);
         self.next = next;
@@ -173,6 +191,7 @@ impl Window {
             self.next += 1;
             events.push(event);
         }
+        self.sent = self.sent.max(self.next - 1);
         let message = EventBatch { first_sequence, events };
         (!message.events.is_empty()).then_some(Batch { message, fresh, again })
     }
@@ -255,7 +274,7 @@ mod tests {
         pb::PublishReady {
             next_sequence,
             credit,
-            limits: None,
+            ..pb::PublishReady::default()
         }
     }
 
@@ -321,6 +340,20 @@ mod tests {
         assert_eq!(window.resume(&ready(1, 100)), Ok(0));
         assert_eq!(lengths(window.next_batch(2).unwrap()), (1, vec![0, 0, 10], 1));
         assert_eq!(window.settle(&ack(1, 3), |_| ()), 0);
+        assert!(window.is_settled());
+        window.push(arrival(3..6));
+        window.next_batch(3).unwrap();
+        let range = pb::SequenceRange {
+            first_sequence: 5,
+            last_sequence: 6,
+        };
+        let known = pb::PublishReady {
+            settled: vec![range],
+            ..ready(4, 100)
+        };
+        assert_eq!((window.sent(), window.resume(&known)), (6, Ok(2)));
+        assert_eq!(lengths(window.next_batch(4).unwrap()), (4, vec![10, 0, 0], 1));
+        assert_eq!(window.settle(&ack(4, 6), |_| ()), 0);
         assert!(window.is_settled());
         window.base = 1_000_000;
         assert_eq!(window.resume(&ready(1, 100)), Err(Nonsense));
