@@ -455,8 +455,8 @@ fn keys() -> String {
             // Writing to a String cannot fail.
             let _written = writeln!(
                 text,
-                "[[key]]\nkey = \"{}\"\ntenant = \"{}\"\n",
-                tenant.key, tenant.name
+                "[[key]]\nkey = \"{}\"\ntenant = \"{}\"\nname = \"{}\"\n",
+                tenant.key, tenant.name, tenant.name
             );
             text
         })

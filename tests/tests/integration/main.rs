@@ -11,6 +11,7 @@ mod examples;
 mod flow;
 mod options;
 mod publish;
+mod quotas;
 mod rebalance;
 mod resume;
 mod resume_elsewhere;
