@@ -227,10 +227,9 @@ impl<'a> Scan<'a> {
                 break;
             }
             match consumer.poll(POLL_TIMEOUT) {
+                Some(Ok(message)) if self.look_at(&message) => {}
                 Some(Ok(message)) => {
-                    if !self.look_at(&message) {
-                        open.remove(&message.partition());
-                    }
+                    open.remove(&message.partition());
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);

@@ -18,6 +18,8 @@ const SHARED_BURST: u64 = 100;
 /// Events of each publisher that use the burst up, and then those that are timed.
 const WARM_UP: usize = 1_000;
 const TIMED: usize = 5_000;
+/// Small batches, since each may overdraw the quota.
+const IN_FLIGHT: u32 = 50;
 
 fn with_file() -> Result<(Options, std::path::PathBuf)> {
     let path = std::env::temp_dir().join(format!("sluice-quotas-{}", uuid::Uuid::new_v4()));
@@ -53,7 +55,9 @@ fn a_quota_of_bytes_is_told_by_name_and_changes_while_the_gateway_runs() {
         publish_one(&url, &other.key, events::payment("bytes")).await??;
 
         let mut session = Session::open(&url, &tenant.key, "bytes").await?;
-        session.store(&events::payments("bytes", 20)).await?;
+        // One batch may overdraw a quota, and the next one waits.
+        session.publish(&events::payments("bytes", 20), 10).await?;
+        session.settle().await?;
         let throttle = session.throttles.first().context("no Throttle")?;
         assert_eq!(throttle.quota, "tenant.bytes_per_second");
 
@@ -69,7 +73,10 @@ fn a_quota_of_bytes_is_told_by_name_and_changes_while_the_gateway_runs() {
 }
 
 async fn publish(url: String, key: String, name: &str, count: usize) -> Result<()> {
-    let publisher = Publisher::builder(Target::new(&url, &key)?, name, 1).connect().await?;
+    let publisher = Publisher::builder(Target::new(&url, &key)?, name, 1)
+        .max_in_flight(IN_FLIGHT)
+        .connect()
+        .await?;
     let tickets = publisher.publish_all(events::payments(name, count)).await?;
     for ticket in tickets {
         ticket.await?;
