@@ -78,14 +78,15 @@ pub struct Config {
     /// Encoded events that a tenant may publish at once after a pause, in bytes
     #[arg(long, env = "SLUICE_QUOTA_BURST_BYTES", default_value = "1000000000")]
     pub quota_burst_bytes: NonZeroU64,
-    /// TOML file of other quotas for some tenants, and of quotas for principals; read again every 5 seconds
+    /// TOML file of other quotas for some tenants, and of quotas for principals, read again every 5 seconds; none when
+    /// unset
     #[arg(long, env = "SLUICE_QUOTAS", value_name = "FILE")]
     pub quotas: Option<PathBuf>,
     /// Events of one session that may be unacknowledged, in events; at most 65536, and a client may ask for fewer
     #[arg(long, env = "SLUICE_MAX_IN_FLIGHT_EVENTS", default_value = "10000", value_parser = in_flight())]
     pub max_in_flight_events: u32,
     /// File of secrets that authenticate resume tokens, one a line, the same for all gateways: the first signs, all are
-    /// accepted; without one, a built-in secret works on loopback
+    /// accepted; when unset, a built-in secret works, on loopback only
     #[arg(long, env = "SLUICE_TOKEN_SECRETS", value_name = "FILE")]
     pub token_secrets: Option<PathBuf>,
     /// How old a resume token may be, in seconds

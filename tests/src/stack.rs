@@ -464,8 +464,9 @@ fn keys() -> String {
             // Writing to a String cannot fail.
             let _written = writeln!(
                 text,
-                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\n",
+                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\nname = \"{}\"\n",
                 credentials::hash(&tenant.key),
+                tenant.name,
                 tenant.name
             );
             text

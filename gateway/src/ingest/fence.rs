@@ -121,7 +121,7 @@ mod tests {
         assert!(!settled.is_cancelled() && first.predecessor().is_none());
         drop((first, again));
         assert!(settled.is_cancelled());
-        let refused = fences.claim(&tenant, "p", 1).err().expect("older");
+        let refused = fences.claim(&tenant, "p", 1).expect_err("older");
         assert_eq!(refused.code(), ErrorCode::Fenced);
         assert!(!newer.fenced().is_cancelled() && !other.fenced().is_cancelled());
         drop(newer);

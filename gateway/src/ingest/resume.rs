@@ -27,6 +27,8 @@ pub const SCAN_BYTES: u64 = 256 * 1_024 * 1_024;
 /// How much later than the token's time a session's last event can have been sent: a session whose events are not
 /// acknowledged for the delivery timeout is told so, and two of these are generous. Nothing later is looked at.
 pub const SCAN_SPAN: Duration = Duration::from_secs(60);
+/// How much a broker's clock, which stamps the records, may be behind the clock of the gateway that made the token.
+pub const CLOCK_SLACK: Duration = Duration::from_millis(500);
 /// Searches that run at a time. Each has a consumer of its own.
 pub const MAX_SCANS: usize = 4;
 /// How long one poll waits.
@@ -197,7 +199,8 @@ impl<'a> Scan<'a> {
             if self.is_over() || answer.is_closed() {
                 break;
             }
-            let from = scanner.since(topic, self.wanted.since_ms, left)?;
+            let since_ms = self.wanted.since_ms - CLOCK_SLACK.as_millis() as i64;
+            let from = scanner.since(topic, since_ms, left)?;
             if from.count() > 0 {
                 // Most topics have nothing so new, and then no consumer is made.
                 let consumer = match &mut consumer {
@@ -227,10 +230,9 @@ impl<'a> Scan<'a> {
                 break;
             }
             match consumer.poll(POLL_TIMEOUT) {
+                Some(Ok(message)) if self.look_at(&message) => {}
                 Some(Ok(message)) => {
-                    if !self.look_at(&message) {
-                        open.remove(&message.partition());
-                    }
+                    open.remove(&message.partition());
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);

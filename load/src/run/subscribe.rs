@@ -157,7 +157,7 @@ impl Subscriber {
                     self.token = drain.token;
                     return Some(Status::unavailable("the server is draining").into());
                 }
-                Some(Response::Ready(_)) | None => {}
+                Some(Response::Ready(_) | Response::Committed(_)) | None => {}
             }
             if self.used >= self.shared.settings.credit.div_ceil(REPLENISH_PART) {
                 let decisions = std::mem::take(&mut self.used);

@@ -18,6 +18,7 @@ mod once;
 mod options;
 mod privacy;
 mod publish;
+mod quotas;
 mod rebalance;
 mod resume;
 mod resume_elsewhere;
