@@ -1,6 +1,9 @@
 //! Tests of the quotas: buckets, shares, and the file.
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
+use crate::auth::Role;
 
 const fn rate_of(per_s: u32, burst: u32) -> Option<Rate> {
     Some(Rate {
@@ -25,6 +28,9 @@ fn caller(tenant: &str, name: &str) -> Caller {
     Caller {
         tenant: tenant.into(),
         name: name.into(),
+        roles: Role::ALL.into(),
+        expires: None,
+        revoked: CancellationToken::new(),
     }
 }
 

@@ -94,7 +94,7 @@ impl Stalling {
                     let events = count as i64;
                     say(Answer::Credit(pb::Credit { events, bytes: 0 })).await;
                 }
-                None => {}
+                Some(Asked::Refresh(_)) | None => {}
             }
         }
     }

@@ -125,7 +125,7 @@ async fn acknowledge(mut requests: Streaming<PublishRequest>, answers: mpsc::Sen
                 status: pb::AckStatus::Stored.into(),
                 ..pb::Ack::default()
             }),
-            None => continue,
+            Some(Asked::Refresh(_)) | None => continue,
         };
         if answers
             .send(Ok(PublishResponse { message: Some(answer) }))

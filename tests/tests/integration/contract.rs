@@ -1,6 +1,6 @@
 //! Schemas, health and metrics say how it is.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use sluice_proto::pb;
 use sluice_proto::pb::schema_service_client::SchemaServiceClient;
 use sluice_proto::topics;

@@ -1,7 +1,5 @@
 //! Browsers: gRPC-Web over HTTP/1.1 with CORS, as fetch sends it.
 
-use std::io::Read as _;
-
 use anyhow::{Context, Result, ensure};
 use prost::Message as _;
 use sluice_proto::pb;
