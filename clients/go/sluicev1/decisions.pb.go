@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What to do when a position is older than the oldest decision that is still stored.
+type ExpiredPosition int32
+
+const (
+	// The same as REFUSE.
+	ExpiredPosition_EXPIRED_POSITION_UNSPECIFIED ExpiredPosition = 0
+	// End with OUT_OF_RANGE; the ErrorInfo's metadata has the earliest position as `earliest_token`, in Base64.
+	ExpiredPosition_EXPIRED_POSITION_REFUSE ExpiredPosition = 1
+	// Go on with the oldest decision that is still stored.
+	ExpiredPosition_EXPIRED_POSITION_EARLIEST ExpiredPosition = 2
+	// Go on with the decisions committed from now on.
+	ExpiredPosition_EXPIRED_POSITION_LATEST ExpiredPosition = 3
+)
+
+// Enum value maps for ExpiredPosition.
+var (
+	ExpiredPosition_name = map[int32]string{
+		0: "EXPIRED_POSITION_UNSPECIFIED",
+		1: "EXPIRED_POSITION_REFUSE",
+		2: "EXPIRED_POSITION_EARLIEST",
+		3: "EXPIRED_POSITION_LATEST",
+	}
+	ExpiredPosition_value = map[string]int32{
+		"EXPIRED_POSITION_UNSPECIFIED": 0,
+		"EXPIRED_POSITION_REFUSE":      1,
+		"EXPIRED_POSITION_EARLIEST":    2,
+		"EXPIRED_POSITION_LATEST":      3,
+	}
+)
+
+func (x ExpiredPosition) Enum() *ExpiredPosition {
+	p := new(ExpiredPosition)
+	*p = x
+	return p
+}
+
+func (x ExpiredPosition) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ExpiredPosition) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_v1_decisions_proto_enumTypes[0].Descriptor()
+}
+
+func (ExpiredPosition) Type() protoreflect.EnumType {
+	return &file_sluice_v1_decisions_proto_enumTypes[0]
+}
+
+func (x ExpiredPosition) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ExpiredPosition.Descriptor instead.
+func (ExpiredPosition) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{0}
+}
+
 // What a subscribing client sends.
 type SubscribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -35,6 +92,7 @@ type SubscribeRequest struct {
 	//	*SubscribeRequest_Open
 	//	*SubscribeRequest_Credit
 	//	*SubscribeRequest_Commit
+	//	*SubscribeRequest_Refresh
 	Message       isSubscribeRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -104,6 +162,15 @@ func (x *SubscribeRequest) GetCommit() *SubscribeCommit {
 	return nil
 }
 
+func (x *SubscribeRequest) GetRefresh() *SubscribeRefresh {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeRequest_Refresh); ok {
+			return x.Refresh
+		}
+	}
+	return nil
+}
+
 type isSubscribeRequest_Message interface {
 	isSubscribeRequest_Message()
 }
@@ -123,16 +190,70 @@ type SubscribeRequest_Commit struct {
 	Commit *SubscribeCommit `protobuf:"bytes,3,opt,name=commit,proto3,oneof"`
 }
 
+type SubscribeRequest_Refresh struct {
+	// Fresh credentials of the same principal, before the stream's own expire.
+	Refresh *SubscribeRefresh `protobuf:"bytes,4,opt,name=refresh,proto3,oneof"`
+}
+
 func (*SubscribeRequest_Open) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Credit) isSubscribeRequest_Message() {}
 
 func (*SubscribeRequest_Commit) isSubscribeRequest_Message() {}
 
+func (*SubscribeRequest_Refresh) isSubscribeRequest_Message() {}
+
+// Fresh credentials: the stream ends with UNAUTHENTICATED when those that it has expire.
+type SubscribeRefresh struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A key or a token, as in the metadata `authorization: Bearer …`.
+	Credentials   string `protobuf:"bytes,1,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeRefresh) Reset() {
+	*x = SubscribeRefresh{}
+	mi := &file_sluice_v1_decisions_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeRefresh) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeRefresh) ProtoMessage() {}
+
+func (x *SubscribeRefresh) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_v1_decisions_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeRefresh.ProtoReflect.Descriptor instead.
+func (*SubscribeRefresh) Descriptor() ([]byte, []int) {
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SubscribeRefresh) GetCredentials() string {
+	if x != nil {
+		return x.Credentials
+	}
+	return ""
+}
+
 // Opens a subscription.
 type SubscribeOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where to begin; with none set, at the decisions committed from now on.
+	// Where to begin; with none set, at the decisions committed from now on. A cursor that has a stored position begins
+	// there instead, unless a token is set.
 	//
 	// Types that are valid to be assigned to Start:
 	//
@@ -143,17 +264,21 @@ type SubscribeOpen struct {
 	Start isSubscribeOpen_Start `protobuf_oneof:"start"`
 	// Which decisions to deliver.
 	Filter *DecisionFilter `protobuf:"bytes,5,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Name of a position kept by the gateway; empty for none.
+	// Name of a position that is stored for the tenant, 1 to 64 of a-z A-Z 0-9 . _ -; empty for none. A cursor has one
+	// subscriber: whoever opens it takes it over, and the subscription that had it ends with ABORTED. A new cursor is
+	// stored where it begins, so that nothing is missed from then on.
 	Cursor string `protobuf:"bytes,6,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// The first permission: so many decisions. 0 delivers nothing until credit comes.
-	Credit        uint32 `protobuf:"varint,7,opt,name=credit,proto3" json:"credit,omitempty"`
+	Credit uint32 `protobuf:"varint,7,opt,name=credit,proto3" json:"credit,omitempty"`
+	// What to do when the position to begin at, or to go on from, is no longer stored.
+	OnExpired     ExpiredPosition `protobuf:"varint,8,opt,name=on_expired,json=onExpired,proto3,enum=sluice.v1.ExpiredPosition" json:"on_expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SubscribeOpen) Reset() {
 	*x = SubscribeOpen{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[1]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +290,7 @@ func (x *SubscribeOpen) String() string {
 func (*SubscribeOpen) ProtoMessage() {}
 
 func (x *SubscribeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[1]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +303,7 @@ func (x *SubscribeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeOpen.ProtoReflect.Descriptor instead.
 func (*SubscribeOpen) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{1}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SubscribeOpen) GetStart() isSubscribeOpen_Start {
@@ -245,6 +370,13 @@ func (x *SubscribeOpen) GetCredit() uint32 {
 	return 0
 }
 
+func (x *SubscribeOpen) GetOnExpired() ExpiredPosition {
+	if x != nil {
+		return x.OnExpired
+	}
+	return ExpiredPosition_EXPIRED_POSITION_UNSPECIFIED
+}
+
 type isSubscribeOpen_Start interface {
 	isSubscribeOpen_Start()
 }
@@ -286,7 +418,7 @@ type Latest struct {
 
 func (x *Latest) Reset() {
 	*x = Latest{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[2]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +430,7 @@ func (x *Latest) String() string {
 func (*Latest) ProtoMessage() {}
 
 func (x *Latest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[2]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +443,7 @@ func (x *Latest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Latest.ProtoReflect.Descriptor instead.
 func (*Latest) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{2}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{3}
 }
 
 // From the oldest on.
@@ -323,7 +455,7 @@ type Earliest struct {
 
 func (x *Earliest) Reset() {
 	*x = Earliest{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[3]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +467,7 @@ func (x *Earliest) String() string {
 func (*Earliest) ProtoMessage() {}
 
 func (x *Earliest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[3]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +480,7 @@ func (x *Earliest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Earliest.ProtoReflect.Descriptor instead.
 func (*Earliest) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{3}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{4}
 }
 
 // Which decisions to deliver. An empty list or zero does not restrict.
@@ -368,7 +500,7 @@ type DecisionFilter struct {
 
 func (x *DecisionFilter) Reset() {
 	*x = DecisionFilter{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[4]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +512,7 @@ func (x *DecisionFilter) String() string {
 func (*DecisionFilter) ProtoMessage() {}
 
 func (x *DecisionFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[4]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +525,7 @@ func (x *DecisionFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionFilter.ProtoReflect.Descriptor instead.
 func (*DecisionFilter) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{4}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DecisionFilter) GetAccountIds() []string {
@@ -435,7 +567,7 @@ type SubscribeCredit struct {
 
 func (x *SubscribeCredit) Reset() {
 	*x = SubscribeCredit{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[5]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +579,7 @@ func (x *SubscribeCredit) String() string {
 func (*SubscribeCredit) ProtoMessage() {}
 
 func (x *SubscribeCredit) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[5]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +592,7 @@ func (x *SubscribeCredit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeCredit.ProtoReflect.Descriptor instead.
 func (*SubscribeCredit) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{5}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SubscribeCredit) GetDecisions() uint32 {
@@ -470,10 +602,11 @@ func (x *SubscribeCredit) GetDecisions() uint32 {
 	return 0
 }
 
-// Stores the cursor's position.
+// Stores the cursor's position; allowed where Open named a cursor. Answered by SubscribeCommitted: one answer may cover
+// several commits.
 type SubscribeCommit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The token of the newest decision that was processed.
+	// The token of the newest decision that was processed. An older one takes the cursor back.
 	Token         []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -481,7 +614,7 @@ type SubscribeCommit struct {
 
 func (x *SubscribeCommit) Reset() {
 	*x = SubscribeCommit{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[6]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +626,7 @@ func (x *SubscribeCommit) String() string {
 func (*SubscribeCommit) ProtoMessage() {}
 
 func (x *SubscribeCommit) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[6]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +639,7 @@ func (x *SubscribeCommit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeCommit.ProtoReflect.Descriptor instead.
 func (*SubscribeCommit) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{6}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SubscribeCommit) GetToken() []byte {
@@ -527,6 +660,7 @@ type SubscribeResponse struct {
 	//	*SubscribeResponse_Batch
 	//	*SubscribeResponse_Progress
 	//	*SubscribeResponse_Drain
+	//	*SubscribeResponse_Committed
 	Message       isSubscribeResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -534,7 +668,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[7]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +680,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[7]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +693,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{7}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -605,6 +739,15 @@ func (x *SubscribeResponse) GetDrain() *SubscribeDrain {
 	return nil
 }
 
+func (x *SubscribeResponse) GetCommitted() *SubscribeCommitted {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeResponse_Committed); ok {
+			return x.Committed
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Message interface {
 	isSubscribeResponse_Message()
 }
@@ -629,6 +772,11 @@ type SubscribeResponse_Drain struct {
 	Drain *SubscribeDrain `protobuf:"bytes,4,opt,name=drain,proto3,oneof"`
 }
 
+type SubscribeResponse_Committed struct {
+	// The cursor's position is stored.
+	Committed *SubscribeCommitted `protobuf:"bytes,5,opt,name=committed,proto3,oneof"`
+}
+
 func (*SubscribeResponse_Ready) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Batch) isSubscribeResponse_Message() {}
@@ -637,18 +785,22 @@ func (*SubscribeResponse_Progress) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Drain) isSubscribeResponse_Message() {}
 
+func (*SubscribeResponse_Committed) isSubscribeResponse_Message() {}
+
 // The subscription stands.
 type SubscribeReady struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The position where it begins.
-	Token         []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Token []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The position that was asked for had expired, and the subscription begins elsewhere, as Open chose.
+	FellBack      bool `protobuf:"varint,2,opt,name=fell_back,json=fellBack,proto3" json:"fell_back,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SubscribeReady) Reset() {
 	*x = SubscribeReady{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[8]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +812,7 @@ func (x *SubscribeReady) String() string {
 func (*SubscribeReady) ProtoMessage() {}
 
 func (x *SubscribeReady) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[8]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,10 +825,63 @@ func (x *SubscribeReady) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeReady.ProtoReflect.Descriptor instead.
 func (*SubscribeReady) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{8}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubscribeReady) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *SubscribeReady) GetFellBack() bool {
+	if x != nil {
+		return x.FellBack
+	}
+	return false
+}
+
+// The cursor's position is stored: the next subscription with this cursor begins there.
+type SubscribeCommitted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The position.
+	Token         []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscribeCommitted) Reset() {
+	*x = SubscribeCommitted{}
+	mi := &file_sluice_v1_decisions_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscribeCommitted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscribeCommitted) ProtoMessage() {}
+
+func (x *SubscribeCommitted) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_v1_decisions_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscribeCommitted.ProtoReflect.Descriptor instead.
+func (*SubscribeCommitted) Descriptor() ([]byte, []int) {
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *SubscribeCommitted) GetToken() []byte {
 	if x != nil {
 		return x.Token
 	}
@@ -696,7 +901,7 @@ type DecisionBatch struct {
 
 func (x *DecisionBatch) Reset() {
 	*x = DecisionBatch{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[9]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +913,7 @@ func (x *DecisionBatch) String() string {
 func (*DecisionBatch) ProtoMessage() {}
 
 func (x *DecisionBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[9]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +926,7 @@ func (x *DecisionBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionBatch.ProtoReflect.Descriptor instead.
 func (*DecisionBatch) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{9}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DecisionBatch) GetDecisions() []*FraudDecision {
@@ -749,7 +954,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[10]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +966,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[10]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +979,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{10}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Progress) GetToken() []byte {
@@ -797,7 +1002,7 @@ type SubscribeDrain struct {
 
 func (x *SubscribeDrain) Reset() {
 	*x = SubscribeDrain{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[11]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +1014,7 @@ func (x *SubscribeDrain) String() string {
 func (*SubscribeDrain) ProtoMessage() {}
 
 func (x *SubscribeDrain) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[11]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +1027,7 @@ func (x *SubscribeDrain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeDrain.ProtoReflect.Descriptor instead.
 func (*SubscribeDrain) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{11}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SubscribeDrain) GetDeadline() *durationpb.Duration {
@@ -844,15 +1049,22 @@ type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which decisions to deliver.
 	Filter *DecisionFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Where to begin; empty for the decisions committed from now on.
-	Token         []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Where to begin: after what came with this token. At most one of token, earliest and since may be set; with none of
+	// them, the watch begins with the decisions committed from now on.
+	Token []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Begin with the oldest decisions that are still stored.
+	Earliest bool `protobuf:"varint,3,opt,name=earliest,proto3" json:"earliest,omitempty"`
+	// Begin with the decisions written at this time or later.
+	Since *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// What to do when the position is no longer stored.
+	OnExpired     ExpiredPosition `protobuf:"varint,5,opt,name=on_expired,json=onExpired,proto3,enum=sluice.v1.ExpiredPosition" json:"on_expired,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[12]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +1076,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[12]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +1089,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{12}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchRequest) GetFilter() *DecisionFilter {
@@ -894,10 +1106,31 @@ func (x *WatchRequest) GetToken() []byte {
 	return nil
 }
 
+func (x *WatchRequest) GetEarliest() bool {
+	if x != nil {
+		return x.Earliest
+	}
+	return false
+}
+
+func (x *WatchRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetOnExpired() ExpiredPosition {
+	if x != nil {
+		return x.OnExpired
+	}
+	return ExpiredPosition_EXPIRED_POSITION_UNSPECIFIED
+}
+
 // Decisions of a watch.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At least one.
+	// None where the watch has only come further, without a decision that passed the filter.
 	Decisions []*FraudDecision `protobuf:"bytes,1,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	// The position after the last of them.
 	Token         []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
@@ -907,7 +1140,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_sluice_v1_decisions_proto_msgTypes[13]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +1152,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_decisions_proto_msgTypes[13]
+	mi := &file_sluice_v1_decisions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1165,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{13}
+	return file_sluice_v1_decisions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchResponse) GetDecisions() []*FraudDecision {
@@ -953,12 +1186,15 @@ var File_sluice_v1_decisions_proto protoreflect.FileDescriptor
 
 const file_sluice_v1_decisions_proto_rawDesc = "" +
 	"\n" +
-	"\x19sluice/v1/decisions.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sluice/v1/decision.proto\"\xb9\x01\n" +
+	"\x19sluice/v1/decisions.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sluice/v1/decision.proto\"\xf2\x01\n" +
 	"\x10SubscribeRequest\x12.\n" +
 	"\x04open\x18\x01 \x01(\v2\x18.sluice.v1.SubscribeOpenH\x00R\x04open\x124\n" +
 	"\x06credit\x18\x02 \x01(\v2\x1a.sluice.v1.SubscribeCreditH\x00R\x06credit\x124\n" +
-	"\x06commit\x18\x03 \x01(\v2\x1a.sluice.v1.SubscribeCommitH\x00R\x06commitB\t\n" +
-	"\amessage\"\xa7\x02\n" +
+	"\x06commit\x18\x03 \x01(\v2\x1a.sluice.v1.SubscribeCommitH\x00R\x06commit\x127\n" +
+	"\arefresh\x18\x04 \x01(\v2\x1b.sluice.v1.SubscribeRefreshH\x00R\arefreshB\t\n" +
+	"\amessage\"4\n" +
+	"\x10SubscribeRefresh\x12 \n" +
+	"\vcredentials\x18\x01 \x01(\tR\vcredentials\"\xe2\x02\n" +
 	"\rSubscribeOpen\x12+\n" +
 	"\x06latest\x18\x01 \x01(\v2\x11.sluice.v1.LatestH\x00R\x06latest\x121\n" +
 	"\bearliest\x18\x02 \x01(\v2\x13.sluice.v1.EarliestH\x00R\bearliest\x122\n" +
@@ -966,7 +1202,9 @@ const file_sluice_v1_decisions_proto_rawDesc = "" +
 	"\x05token\x18\x04 \x01(\fH\x00R\x05token\x121\n" +
 	"\x06filter\x18\x05 \x01(\v2\x19.sluice.v1.DecisionFilterR\x06filter\x12\x16\n" +
 	"\x06cursor\x18\x06 \x01(\tR\x06cursor\x12\x16\n" +
-	"\x06credit\x18\a \x01(\rR\x06creditB\a\n" +
+	"\x06credit\x18\a \x01(\rR\x06credit\x129\n" +
+	"\n" +
+	"on_expired\x18\b \x01(\x0e2\x1a.sluice.v1.ExpiredPositionR\tonExpiredB\a\n" +
 	"\x05start\"\b\n" +
 	"\x06Latest\"\n" +
 	"\n" +
@@ -980,14 +1218,18 @@ const file_sluice_v1_decisions_proto_rawDesc = "" +
 	"\x0fSubscribeCredit\x12\x1c\n" +
 	"\tdecisions\x18\x01 \x01(\rR\tdecisions\"'\n" +
 	"\x0fSubscribeCommit\x12\x14\n" +
-	"\x05token\x18\x01 \x01(\fR\x05token\"\xe9\x01\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\"\xa8\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\x05ready\x18\x01 \x01(\v2\x19.sluice.v1.SubscribeReadyH\x00R\x05ready\x120\n" +
 	"\x05batch\x18\x02 \x01(\v2\x18.sluice.v1.DecisionBatchH\x00R\x05batch\x121\n" +
 	"\bprogress\x18\x03 \x01(\v2\x13.sluice.v1.ProgressH\x00R\bprogress\x121\n" +
-	"\x05drain\x18\x04 \x01(\v2\x19.sluice.v1.SubscribeDrainH\x00R\x05drainB\t\n" +
-	"\amessage\"&\n" +
+	"\x05drain\x18\x04 \x01(\v2\x19.sluice.v1.SubscribeDrainH\x00R\x05drain\x12=\n" +
+	"\tcommitted\x18\x05 \x01(\v2\x1d.sluice.v1.SubscribeCommittedH\x00R\tcommittedB\t\n" +
+	"\amessage\"C\n" +
 	"\x0eSubscribeReady\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\x12\x1b\n" +
+	"\tfell_back\x18\x02 \x01(\bR\bfellBack\"*\n" +
+	"\x12SubscribeCommitted\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\fR\x05token\"]\n" +
 	"\rDecisionBatch\x126\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x18.sluice.v1.FraudDecisionR\tdecisions\x12\x14\n" +
@@ -996,13 +1238,22 @@ const file_sluice_v1_decisions_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\fR\x05token\"]\n" +
 	"\x0eSubscribeDrain\x125\n" +
 	"\bdeadline\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\fR\x05token\"W\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\"\xe0\x01\n" +
 	"\fWatchRequest\x121\n" +
 	"\x06filter\x18\x01 \x01(\v2\x19.sluice.v1.DecisionFilterR\x06filter\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\fR\x05token\"]\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token\x12\x1a\n" +
+	"\bearliest\x18\x03 \x01(\bR\bearliest\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x129\n" +
+	"\n" +
+	"on_expired\x18\x05 \x01(\x0e2\x1a.sluice.v1.ExpiredPositionR\tonExpired\"]\n" +
 	"\rWatchResponse\x126\n" +
 	"\tdecisions\x18\x01 \x03(\v2\x18.sluice.v1.FraudDecisionR\tdecisions\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\fR\x05token2\x9b\x01\n" +
+	"\x05token\x18\x02 \x01(\fR\x05token*\x8c\x01\n" +
+	"\x0fExpiredPosition\x12 \n" +
+	"\x1cEXPIRED_POSITION_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17EXPIRED_POSITION_REFUSE\x10\x01\x12\x1d\n" +
+	"\x19EXPIRED_POSITION_EARLIEST\x10\x02\x12\x1b\n" +
+	"\x17EXPIRED_POSITION_LATEST\x10\x032\x9b\x01\n" +
 	"\x0fDecisionService\x12J\n" +
 	"\tSubscribe\x12\x1b.sluice.v1.SubscribeRequest\x1a\x1c.sluice.v1.SubscribeResponse(\x010\x01\x12<\n" +
 	"\x05Watch\x12\x17.sluice.v1.WatchRequest\x1a\x18.sluice.v1.WatchResponse0\x01BP\n" +
@@ -1020,53 +1271,62 @@ func file_sluice_v1_decisions_proto_rawDescGZIP() []byte {
 	return file_sluice_v1_decisions_proto_rawDescData
 }
 
-var file_sluice_v1_decisions_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_sluice_v1_decisions_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_sluice_v1_decisions_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_sluice_v1_decisions_proto_goTypes = []any{
-	(*SubscribeRequest)(nil),      // 0: sluice.v1.SubscribeRequest
-	(*SubscribeOpen)(nil),         // 1: sluice.v1.SubscribeOpen
-	(*Latest)(nil),                // 2: sluice.v1.Latest
-	(*Earliest)(nil),              // 3: sluice.v1.Earliest
-	(*DecisionFilter)(nil),        // 4: sluice.v1.DecisionFilter
-	(*SubscribeCredit)(nil),       // 5: sluice.v1.SubscribeCredit
-	(*SubscribeCommit)(nil),       // 6: sluice.v1.SubscribeCommit
-	(*SubscribeResponse)(nil),     // 7: sluice.v1.SubscribeResponse
-	(*SubscribeReady)(nil),        // 8: sluice.v1.SubscribeReady
-	(*DecisionBatch)(nil),         // 9: sluice.v1.DecisionBatch
-	(*Progress)(nil),              // 10: sluice.v1.Progress
-	(*SubscribeDrain)(nil),        // 11: sluice.v1.SubscribeDrain
-	(*WatchRequest)(nil),          // 12: sluice.v1.WatchRequest
-	(*WatchResponse)(nil),         // 13: sluice.v1.WatchResponse
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(Outcome)(0),                  // 15: sluice.v1.Outcome
-	(*FraudDecision)(nil),         // 16: sluice.v1.FraudDecision
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(ExpiredPosition)(0),          // 0: sluice.v1.ExpiredPosition
+	(*SubscribeRequest)(nil),      // 1: sluice.v1.SubscribeRequest
+	(*SubscribeRefresh)(nil),      // 2: sluice.v1.SubscribeRefresh
+	(*SubscribeOpen)(nil),         // 3: sluice.v1.SubscribeOpen
+	(*Latest)(nil),                // 4: sluice.v1.Latest
+	(*Earliest)(nil),              // 5: sluice.v1.Earliest
+	(*DecisionFilter)(nil),        // 6: sluice.v1.DecisionFilter
+	(*SubscribeCredit)(nil),       // 7: sluice.v1.SubscribeCredit
+	(*SubscribeCommit)(nil),       // 8: sluice.v1.SubscribeCommit
+	(*SubscribeResponse)(nil),     // 9: sluice.v1.SubscribeResponse
+	(*SubscribeReady)(nil),        // 10: sluice.v1.SubscribeReady
+	(*SubscribeCommitted)(nil),    // 11: sluice.v1.SubscribeCommitted
+	(*DecisionBatch)(nil),         // 12: sluice.v1.DecisionBatch
+	(*Progress)(nil),              // 13: sluice.v1.Progress
+	(*SubscribeDrain)(nil),        // 14: sluice.v1.SubscribeDrain
+	(*WatchRequest)(nil),          // 15: sluice.v1.WatchRequest
+	(*WatchResponse)(nil),         // 16: sluice.v1.WatchResponse
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(Outcome)(0),                  // 18: sluice.v1.Outcome
+	(*FraudDecision)(nil),         // 19: sluice.v1.FraudDecision
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_sluice_v1_decisions_proto_depIdxs = []int32{
-	1,  // 0: sluice.v1.SubscribeRequest.open:type_name -> sluice.v1.SubscribeOpen
-	5,  // 1: sluice.v1.SubscribeRequest.credit:type_name -> sluice.v1.SubscribeCredit
-	6,  // 2: sluice.v1.SubscribeRequest.commit:type_name -> sluice.v1.SubscribeCommit
-	2,  // 3: sluice.v1.SubscribeOpen.latest:type_name -> sluice.v1.Latest
-	3,  // 4: sluice.v1.SubscribeOpen.earliest:type_name -> sluice.v1.Earliest
-	14, // 5: sluice.v1.SubscribeOpen.since:type_name -> google.protobuf.Timestamp
-	4,  // 6: sluice.v1.SubscribeOpen.filter:type_name -> sluice.v1.DecisionFilter
-	15, // 7: sluice.v1.DecisionFilter.outcomes:type_name -> sluice.v1.Outcome
-	8,  // 8: sluice.v1.SubscribeResponse.ready:type_name -> sluice.v1.SubscribeReady
-	9,  // 9: sluice.v1.SubscribeResponse.batch:type_name -> sluice.v1.DecisionBatch
-	10, // 10: sluice.v1.SubscribeResponse.progress:type_name -> sluice.v1.Progress
-	11, // 11: sluice.v1.SubscribeResponse.drain:type_name -> sluice.v1.SubscribeDrain
-	16, // 12: sluice.v1.DecisionBatch.decisions:type_name -> sluice.v1.FraudDecision
-	17, // 13: sluice.v1.SubscribeDrain.deadline:type_name -> google.protobuf.Duration
-	4,  // 14: sluice.v1.WatchRequest.filter:type_name -> sluice.v1.DecisionFilter
-	16, // 15: sluice.v1.WatchResponse.decisions:type_name -> sluice.v1.FraudDecision
-	0,  // 16: sluice.v1.DecisionService.Subscribe:input_type -> sluice.v1.SubscribeRequest
-	12, // 17: sluice.v1.DecisionService.Watch:input_type -> sluice.v1.WatchRequest
-	7,  // 18: sluice.v1.DecisionService.Subscribe:output_type -> sluice.v1.SubscribeResponse
-	13, // 19: sluice.v1.DecisionService.Watch:output_type -> sluice.v1.WatchResponse
-	18, // [18:20] is the sub-list for method output_type
-	16, // [16:18] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 0: sluice.v1.SubscribeRequest.open:type_name -> sluice.v1.SubscribeOpen
+	7,  // 1: sluice.v1.SubscribeRequest.credit:type_name -> sluice.v1.SubscribeCredit
+	8,  // 2: sluice.v1.SubscribeRequest.commit:type_name -> sluice.v1.SubscribeCommit
+	2,  // 3: sluice.v1.SubscribeRequest.refresh:type_name -> sluice.v1.SubscribeRefresh
+	4,  // 4: sluice.v1.SubscribeOpen.latest:type_name -> sluice.v1.Latest
+	5,  // 5: sluice.v1.SubscribeOpen.earliest:type_name -> sluice.v1.Earliest
+	17, // 6: sluice.v1.SubscribeOpen.since:type_name -> google.protobuf.Timestamp
+	6,  // 7: sluice.v1.SubscribeOpen.filter:type_name -> sluice.v1.DecisionFilter
+	0,  // 8: sluice.v1.SubscribeOpen.on_expired:type_name -> sluice.v1.ExpiredPosition
+	18, // 9: sluice.v1.DecisionFilter.outcomes:type_name -> sluice.v1.Outcome
+	10, // 10: sluice.v1.SubscribeResponse.ready:type_name -> sluice.v1.SubscribeReady
+	12, // 11: sluice.v1.SubscribeResponse.batch:type_name -> sluice.v1.DecisionBatch
+	13, // 12: sluice.v1.SubscribeResponse.progress:type_name -> sluice.v1.Progress
+	14, // 13: sluice.v1.SubscribeResponse.drain:type_name -> sluice.v1.SubscribeDrain
+	11, // 14: sluice.v1.SubscribeResponse.committed:type_name -> sluice.v1.SubscribeCommitted
+	19, // 15: sluice.v1.DecisionBatch.decisions:type_name -> sluice.v1.FraudDecision
+	20, // 16: sluice.v1.SubscribeDrain.deadline:type_name -> google.protobuf.Duration
+	6,  // 17: sluice.v1.WatchRequest.filter:type_name -> sluice.v1.DecisionFilter
+	17, // 18: sluice.v1.WatchRequest.since:type_name -> google.protobuf.Timestamp
+	0,  // 19: sluice.v1.WatchRequest.on_expired:type_name -> sluice.v1.ExpiredPosition
+	19, // 20: sluice.v1.WatchResponse.decisions:type_name -> sluice.v1.FraudDecision
+	1,  // 21: sluice.v1.DecisionService.Subscribe:input_type -> sluice.v1.SubscribeRequest
+	15, // 22: sluice.v1.DecisionService.Watch:input_type -> sluice.v1.WatchRequest
+	9,  // 23: sluice.v1.DecisionService.Subscribe:output_type -> sluice.v1.SubscribeResponse
+	16, // 24: sluice.v1.DecisionService.Watch:output_type -> sluice.v1.WatchResponse
+	23, // [23:25] is the sub-list for method output_type
+	21, // [21:23] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_sluice_v1_decisions_proto_init() }
@@ -1079,31 +1339,34 @@ func file_sluice_v1_decisions_proto_init() {
 		(*SubscribeRequest_Open)(nil),
 		(*SubscribeRequest_Credit)(nil),
 		(*SubscribeRequest_Commit)(nil),
+		(*SubscribeRequest_Refresh)(nil),
 	}
-	file_sluice_v1_decisions_proto_msgTypes[1].OneofWrappers = []any{
+	file_sluice_v1_decisions_proto_msgTypes[2].OneofWrappers = []any{
 		(*SubscribeOpen_Latest)(nil),
 		(*SubscribeOpen_Earliest)(nil),
 		(*SubscribeOpen_Since)(nil),
 		(*SubscribeOpen_Token)(nil),
 	}
-	file_sluice_v1_decisions_proto_msgTypes[7].OneofWrappers = []any{
+	file_sluice_v1_decisions_proto_msgTypes[8].OneofWrappers = []any{
 		(*SubscribeResponse_Ready)(nil),
 		(*SubscribeResponse_Batch)(nil),
 		(*SubscribeResponse_Progress)(nil),
 		(*SubscribeResponse_Drain)(nil),
+		(*SubscribeResponse_Committed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_v1_decisions_proto_rawDesc), len(file_sluice_v1_decisions_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   14,
+			NumEnums:      1,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_sluice_v1_decisions_proto_goTypes,
 		DependencyIndexes: file_sluice_v1_decisions_proto_depIdxs,
+		EnumInfos:         file_sluice_v1_decisions_proto_enumTypes,
 		MessageInfos:      file_sluice_v1_decisions_proto_msgTypes,
 	}.Build()
 	File_sluice_v1_decisions_proto = out.File

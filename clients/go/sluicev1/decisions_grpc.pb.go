@@ -35,7 +35,8 @@ type DecisionServiceClient interface {
 	// sends Open first, then credit; the gateway sends no more decisions than the credit allows. After a lost stream,
 	// opening again with the newest token goes on without a gap and without a repetition.
 	Subscribe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubscribeRequest, SubscribeResponse], error)
-	// Delivers decisions without flow control messages, for gRPC-Web.
+	// Delivers decisions without flow control messages, for gRPC-Web. The first answer tells the position where the watch
+	// begins and carries no decision. A slow client slows its own watch down and no other.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 }
 
@@ -89,7 +90,8 @@ type DecisionServiceServer interface {
 	// sends Open first, then credit; the gateway sends no more decisions than the credit allows. After a lost stream,
 	// opening again with the newest token goes on without a gap and without a repetition.
 	Subscribe(grpc.BidiStreamingServer[SubscribeRequest, SubscribeResponse]) error
-	// Delivers decisions without flow control messages, for gRPC-Web.
+	// Delivers decisions without flow control messages, for gRPC-Web. The first answer tells the position where the watch
+	// begins and carries no decision. A slow client slows its own watch down and no other.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	mustEmbedUnimplementedDecisionServiceServer()
 }

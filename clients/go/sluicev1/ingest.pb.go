@@ -110,7 +110,8 @@ const (
 	ErrorCode_ERROR_CODE_DELIVERY_UNCERTAIN ErrorCode = 10
 	// The gateway is shutting down. Retriable elsewhere, not stored.
 	ErrorCode_ERROR_CODE_DRAINING ErrorCode = 11
-	// A newer session of the same producer_id took over. Not retriable, not stored.
+	// A newer session of the same producer_id, or a newer subscriber of the same cursor, took over. Not retriable, not
+	// stored.
 	ErrorCode_ERROR_CODE_FENCED ErrorCode = 12
 	// The resume token or position is no longer valid. Not retriable, not stored.
 	ErrorCode_ERROR_CODE_TOKEN_INVALID ErrorCode = 13
@@ -118,6 +119,11 @@ const (
 	ErrorCode_ERROR_CODE_UNIMPLEMENTED ErrorCode = 14
 	// A defect in the gateway. Retriable; it may be stored.
 	ErrorCode_ERROR_CODE_INTERNAL ErrorCode = 15
+	// The deadline came before the decision. The payment is stored and will be decided; call again with the same event_id
+	// to learn how. Retriable; stored.
+	ErrorCode_ERROR_CODE_DECISION_PENDING ErrorCode = 16
+	// The caller lacks the role that the call needs. Not retriable, not stored.
+	ErrorCode_ERROR_CODE_PERMISSION_DENIED ErrorCode = 17
 )
 
 // Enum value maps for ErrorCode.
@@ -139,6 +145,8 @@ var (
 		13: "ERROR_CODE_TOKEN_INVALID",
 		14: "ERROR_CODE_UNIMPLEMENTED",
 		15: "ERROR_CODE_INTERNAL",
+		16: "ERROR_CODE_DECISION_PENDING",
+		17: "ERROR_CODE_PERMISSION_DENIED",
 	}
 	ErrorCode_value = map[string]int32{
 		"ERROR_CODE_UNSPECIFIED":        0,
@@ -157,6 +165,8 @@ var (
 		"ERROR_CODE_TOKEN_INVALID":      13,
 		"ERROR_CODE_UNIMPLEMENTED":      14,
 		"ERROR_CODE_INTERNAL":           15,
+		"ERROR_CODE_DECISION_PENDING":   16,
+		"ERROR_CODE_PERMISSION_DENIED":  17,
 	}
 )
 
@@ -196,6 +206,7 @@ type PublishRequest struct {
 	//
 	//	*PublishRequest_Open
 	//	*PublishRequest_Batch
+	//	*PublishRequest_Refresh
 	Message       isPublishRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -256,6 +267,15 @@ func (x *PublishRequest) GetBatch() *EventBatch {
 	return nil
 }
 
+func (x *PublishRequest) GetRefresh() *PublishRefresh {
+	if x != nil {
+		if x, ok := x.Message.(*PublishRequest_Refresh); ok {
+			return x.Refresh
+		}
+	}
+	return nil
+}
+
 type isPublishRequest_Message interface {
 	isPublishRequest_Message()
 }
@@ -270,9 +290,62 @@ type PublishRequest_Batch struct {
 	Batch *EventBatch `protobuf:"bytes,2,opt,name=batch,proto3,oneof"`
 }
 
+type PublishRequest_Refresh struct {
+	// Fresh credentials of the same principal, before the stream's own expire.
+	Refresh *PublishRefresh `protobuf:"bytes,3,opt,name=refresh,proto3,oneof"`
+}
+
 func (*PublishRequest_Open) isPublishRequest_Message() {}
 
 func (*PublishRequest_Batch) isPublishRequest_Message() {}
+
+func (*PublishRequest_Refresh) isPublishRequest_Message() {}
+
+// Fresh credentials: the stream ends with UNAUTHENTICATED when those that it has expire.
+type PublishRefresh struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A key or a token, as in the metadata `authorization: Bearer …`.
+	Credentials   string `protobuf:"bytes,1,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishRefresh) Reset() {
+	*x = PublishRefresh{}
+	mi := &file_sluice_v1_ingest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishRefresh) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishRefresh) ProtoMessage() {}
+
+func (x *PublishRefresh) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_v1_ingest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishRefresh.ProtoReflect.Descriptor instead.
+func (*PublishRefresh) Descriptor() ([]byte, []int) {
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PublishRefresh) GetCredentials() string {
+	if x != nil {
+		return x.Credentials
+	}
+	return ""
+}
 
 // Opens or resumes a session.
 type PublishOpen struct {
@@ -288,13 +361,16 @@ type PublishOpen struct {
 	MaxInFlight uint32 `protobuf:"varint,4,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
 	// Asks for the position of every stored event in the acks.
 	WantPositions bool `protobuf:"varint,5,opt,name=want_positions,json=wantPositions,proto3" json:"want_positions,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The highest sequence number that was sent in any earlier session of this producer_id and epoch, or 0 when that is
+	// not known. With it the gateway need not look for events that were never sent.
+	LastSentSequence uint64 `protobuf:"varint,6,opt,name=last_sent_sequence,json=lastSentSequence,proto3" json:"last_sent_sequence,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PublishOpen) Reset() {
 	*x = PublishOpen{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[1]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +382,7 @@ func (x *PublishOpen) String() string {
 func (*PublishOpen) ProtoMessage() {}
 
 func (x *PublishOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[1]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +395,7 @@ func (x *PublishOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishOpen.ProtoReflect.Descriptor instead.
 func (*PublishOpen) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{1}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *PublishOpen) GetProducerId() string {
@@ -357,6 +433,13 @@ func (x *PublishOpen) GetWantPositions() bool {
 	return false
 }
 
+func (x *PublishOpen) GetLastSentSequence() uint64 {
+	if x != nil {
+		return x.LastSentSequence
+	}
+	return 0
+}
+
 // Events with contiguous sequence numbers.
 type EventBatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -370,7 +453,7 @@ type EventBatch struct {
 
 func (x *EventBatch) Reset() {
 	*x = EventBatch{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[2]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +465,7 @@ func (x *EventBatch) String() string {
 func (*EventBatch) ProtoMessage() {}
 
 func (x *EventBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[2]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +478,7 @@ func (x *EventBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventBatch.ProtoReflect.Descriptor instead.
 func (*EventBatch) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{2}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EventBatch) GetFirstSequence() uint64 {
@@ -432,7 +515,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[3]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +527,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[3]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +540,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{3}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PublishResponse) GetMessage() isPublishResponse_Message {
@@ -575,14 +658,22 @@ type PublishReady struct {
 	// The first permission to send.
 	Credit *Credit `protobuf:"bytes,2,opt,name=credit,proto3" json:"credit,omitempty"`
 	// The bounds of this session.
-	Limits        *Limits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *Limits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Further settled numbers above next_sequence, ascending. A client may pass over them; those that it sends again are
+	// acknowledged as duplicates.
+	Settled []*SequenceRange `protobuf:"bytes,4,rep,name=settled,proto3" json:"settled,omitempty"`
+	// Resumes the session from here: the newest token until the first ack.
+	ResumeToken []byte `protobuf:"bytes,5,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// The gateway could not look through everything that was stored since the token was made. Events that are not said to
+	// be settled may be stored all the same; send them again, a payment is decided once in any case.
+	InDoubt       bool `protobuf:"varint,6,opt,name=in_doubt,json=inDoubt,proto3" json:"in_doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PublishReady) Reset() {
 	*x = PublishReady{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[4]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +685,7 @@ func (x *PublishReady) String() string {
 func (*PublishReady) ProtoMessage() {}
 
 func (x *PublishReady) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[4]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +698,7 @@ func (x *PublishReady) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishReady.ProtoReflect.Descriptor instead.
 func (*PublishReady) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{4}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PublishReady) GetNextSequence() uint64 {
@@ -631,6 +722,82 @@ func (x *PublishReady) GetLimits() *Limits {
 	return nil
 }
 
+func (x *PublishReady) GetSettled() []*SequenceRange {
+	if x != nil {
+		return x.Settled
+	}
+	return nil
+}
+
+func (x *PublishReady) GetResumeToken() []byte {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return nil
+}
+
+func (x *PublishReady) GetInDoubt() bool {
+	if x != nil {
+		return x.InDoubt
+	}
+	return false
+}
+
+// The numbers from first to last, both included.
+type SequenceRange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First sequence number of the range.
+	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
+	// Last sequence number of the range.
+	LastSequence  uint64 `protobuf:"varint,2,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SequenceRange) Reset() {
+	*x = SequenceRange{}
+	mi := &file_sluice_v1_ingest_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SequenceRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SequenceRange) ProtoMessage() {}
+
+func (x *SequenceRange) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_v1_ingest_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SequenceRange.ProtoReflect.Descriptor instead.
+func (*SequenceRange) Descriptor() ([]byte, []int) {
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SequenceRange) GetFirstSequence() uint64 {
+	if x != nil {
+		return x.FirstSequence
+	}
+	return 0
+}
+
+func (x *SequenceRange) GetLastSequence() uint64 {
+	if x != nil {
+		return x.LastSequence
+	}
+	return 0
+}
+
 // The bounds of a session.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -648,7 +815,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[5]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +827,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[5]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +840,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{5}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Limits) GetMaxEventBytes() uint32 {
@@ -725,7 +892,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[6]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +904,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[6]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +917,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{6}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Ack) GetFirstSequence() uint64 {
@@ -816,7 +983,7 @@ type EventError struct {
 
 func (x *EventError) Reset() {
 	*x = EventError{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[7]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +995,7 @@ func (x *EventError) String() string {
 func (*EventError) ProtoMessage() {}
 
 func (x *EventError) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[7]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +1008,7 @@ func (x *EventError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventError.ProtoReflect.Descriptor instead.
 func (*EventError) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{7}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EventError) GetCode() ErrorCode {
@@ -899,7 +1066,7 @@ type Credit struct {
 
 func (x *Credit) Reset() {
 	*x = Credit{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[8]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1078,7 @@ func (x *Credit) String() string {
 func (*Credit) ProtoMessage() {}
 
 func (x *Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[8]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1091,7 @@ func (x *Credit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credit.ProtoReflect.Descriptor instead.
 func (*Credit) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{8}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Credit) GetEvents() int64 {
@@ -954,7 +1121,7 @@ type Throttle struct {
 
 func (x *Throttle) Reset() {
 	*x = Throttle{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[9]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1133,7 @@ func (x *Throttle) String() string {
 func (*Throttle) ProtoMessage() {}
 
 func (x *Throttle) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[9]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1146,7 @@ func (x *Throttle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Throttle.ProtoReflect.Descriptor instead.
 func (*Throttle) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{9}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Throttle) GetQuota() string {
@@ -1009,7 +1176,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[10]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1188,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[10]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1201,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{10}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Drain) GetDeadline() *durationpb.Duration {
@@ -1060,7 +1227,7 @@ type Ping struct {
 
 func (x *Ping) Reset() {
 	*x = Ping{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[11]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1239,7 @@ func (x *Ping) String() string {
 func (*Ping) ProtoMessage() {}
 
 func (x *Ping) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[11]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1252,7 @@ func (x *Ping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ping.ProtoReflect.Descriptor instead.
 func (*Ping) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{11}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{13}
 }
 
 // One event to publish.
@@ -1099,7 +1266,7 @@ type PublishOneRequest struct {
 
 func (x *PublishOneRequest) Reset() {
 	*x = PublishOneRequest{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[12]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1278,7 @@ func (x *PublishOneRequest) String() string {
 func (*PublishOneRequest) ProtoMessage() {}
 
 func (x *PublishOneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[12]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1291,7 @@ func (x *PublishOneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishOneRequest.ProtoReflect.Descriptor instead.
 func (*PublishOneRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{12}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PublishOneRequest) GetEvent() *Event {
@@ -1145,7 +1312,7 @@ type PublishOneResponse struct {
 
 func (x *PublishOneResponse) Reset() {
 	*x = PublishOneResponse{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[13]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1324,7 @@ func (x *PublishOneResponse) String() string {
 func (*PublishOneResponse) ProtoMessage() {}
 
 func (x *PublishOneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[13]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1337,7 @@ func (x *PublishOneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishOneResponse.ProtoReflect.Descriptor instead.
 func (*PublishOneResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{13}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PublishOneResponse) GetPosition() *Position {
@@ -1191,7 +1358,7 @@ type DecideRequest struct {
 
 func (x *DecideRequest) Reset() {
 	*x = DecideRequest{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[14]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1370,7 @@ func (x *DecideRequest) String() string {
 func (*DecideRequest) ProtoMessage() {}
 
 func (x *DecideRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[14]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1383,7 @@ func (x *DecideRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideRequest.ProtoReflect.Descriptor instead.
 func (*DecideRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{14}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DecideRequest) GetEvent() *Event {
@@ -1237,7 +1404,7 @@ type DecideResponse struct {
 
 func (x *DecideResponse) Reset() {
 	*x = DecideResponse{}
-	mi := &file_sluice_v1_ingest_proto_msgTypes[15]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1416,7 @@ func (x *DecideResponse) String() string {
 func (*DecideResponse) ProtoMessage() {}
 
 func (x *DecideResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_v1_ingest_proto_msgTypes[15]
+	mi := &file_sluice_v1_ingest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1429,7 @@ func (x *DecideResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideResponse.ProtoReflect.Descriptor instead.
 func (*DecideResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{15}
+	return file_sluice_v1_ingest_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DecideResponse) GetDecision() *FraudDecision {
@@ -1276,18 +1443,22 @@ var File_sluice_v1_ingest_proto protoreflect.FileDescriptor
 
 const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\n" +
-	"\x16sluice/v1/ingest.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sluice/v1/decision.proto\x1a\x15sluice/v1/event.proto\"x\n" +
+	"\x16sluice/v1/ingest.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sluice/v1/decision.proto\x1a\x15sluice/v1/event.proto\"\xaf\x01\n" +
 	"\x0ePublishRequest\x12,\n" +
 	"\x04open\x18\x01 \x01(\v2\x16.sluice.v1.PublishOpenH\x00R\x04open\x12-\n" +
-	"\x05batch\x18\x02 \x01(\v2\x15.sluice.v1.EventBatchH\x00R\x05batchB\t\n" +
-	"\amessage\"\xb2\x01\n" +
+	"\x05batch\x18\x02 \x01(\v2\x15.sluice.v1.EventBatchH\x00R\x05batch\x125\n" +
+	"\arefresh\x18\x03 \x01(\v2\x19.sluice.v1.PublishRefreshH\x00R\arefreshB\t\n" +
+	"\amessage\"2\n" +
+	"\x0ePublishRefresh\x12 \n" +
+	"\vcredentials\x18\x01 \x01(\tR\vcredentials\"\xe0\x01\n" +
 	"\vPublishOpen\x12\x1f\n" +
 	"\vproducer_id\x18\x01 \x01(\tR\n" +
 	"producerId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12!\n" +
 	"\fresume_token\x18\x03 \x01(\fR\vresumeToken\x12\"\n" +
 	"\rmax_in_flight\x18\x04 \x01(\rR\vmaxInFlight\x12%\n" +
-	"\x0ewant_positions\x18\x05 \x01(\bR\rwantPositions\"]\n" +
+	"\x0ewant_positions\x18\x05 \x01(\bR\rwantPositions\x12,\n" +
+	"\x12last_sent_sequence\x18\x06 \x01(\x04R\x10lastSentSequence\"]\n" +
 	"\n" +
 	"EventBatch\x12%\n" +
 	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\x12(\n" +
@@ -1299,11 +1470,17 @@ const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\bthrottle\x18\x04 \x01(\v2\x13.sluice.v1.ThrottleH\x00R\bthrottle\x12(\n" +
 	"\x05drain\x18\x05 \x01(\v2\x10.sluice.v1.DrainH\x00R\x05drain\x12%\n" +
 	"\x04ping\x18\x06 \x01(\v2\x0f.sluice.v1.PingH\x00R\x04pingB\t\n" +
-	"\amessage\"\x89\x01\n" +
+	"\amessage\"\xfb\x01\n" +
 	"\fPublishReady\x12#\n" +
 	"\rnext_sequence\x18\x01 \x01(\x04R\fnextSequence\x12)\n" +
 	"\x06credit\x18\x02 \x01(\v2\x11.sluice.v1.CreditR\x06credit\x12)\n" +
-	"\x06limits\x18\x03 \x01(\v2\x11.sluice.v1.LimitsR\x06limits\"\xaa\x01\n" +
+	"\x06limits\x18\x03 \x01(\v2\x11.sluice.v1.LimitsR\x06limits\x122\n" +
+	"\asettled\x18\x04 \x03(\v2\x18.sluice.v1.SequenceRangeR\asettled\x12!\n" +
+	"\fresume_token\x18\x05 \x01(\fR\vresumeToken\x12\x19\n" +
+	"\bin_doubt\x18\x06 \x01(\bR\ainDoubt\"[\n" +
+	"\rSequenceRange\x12%\n" +
+	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\x12#\n" +
+	"\rlast_sequence\x18\x02 \x01(\x04R\flastSequence\"\xaa\x01\n" +
 	"\x06Limits\x12&\n" +
 	"\x0fmax_event_bytes\x18\x01 \x01(\rR\rmaxEventBytes\x12(\n" +
 	"\x10max_batch_events\x18\x02 \x01(\rR\x0emaxBatchEvents\x12*\n" +
@@ -1347,7 +1524,7 @@ const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ACK_STATUS_STORED\x10\x01\x12\x18\n" +
 	"\x14ACK_STATUS_DUPLICATE\x10\x02\x12\x14\n" +
-	"\x10ACK_STATUS_ERROR\x10\x03*\xee\x03\n" +
+	"\x10ACK_STATUS_ERROR\x10\x03*\xb1\x04\n" +
 	"\tErrorCode\x12\x1a\n" +
 	"\x16ERROR_CODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18ERROR_CODE_EVENT_INVALID\x10\x01\x12\x1f\n" +
@@ -1365,7 +1542,9 @@ const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\x11ERROR_CODE_FENCED\x10\f\x12\x1c\n" +
 	"\x18ERROR_CODE_TOKEN_INVALID\x10\r\x12\x1c\n" +
 	"\x18ERROR_CODE_UNIMPLEMENTED\x10\x0e\x12\x17\n" +
-	"\x13ERROR_CODE_INTERNAL\x10\x0f2\xdf\x01\n" +
+	"\x13ERROR_CODE_INTERNAL\x10\x0f\x12\x1f\n" +
+	"\x1bERROR_CODE_DECISION_PENDING\x10\x10\x12 \n" +
+	"\x1cERROR_CODE_PERMISSION_DENIED\x10\x112\xdf\x01\n" +
 	"\rIngestService\x12D\n" +
 	"\aPublish\x12\x19.sluice.v1.PublishRequest\x1a\x1a.sluice.v1.PublishResponse(\x010\x01\x12I\n" +
 	"\n" +
@@ -1386,64 +1565,68 @@ func file_sluice_v1_ingest_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_v1_ingest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_sluice_v1_ingest_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_sluice_v1_ingest_proto_goTypes = []any{
 	(AckStatus)(0),              // 0: sluice.v1.AckStatus
 	(ErrorCode)(0),              // 1: sluice.v1.ErrorCode
 	(*PublishRequest)(nil),      // 2: sluice.v1.PublishRequest
-	(*PublishOpen)(nil),         // 3: sluice.v1.PublishOpen
-	(*EventBatch)(nil),          // 4: sluice.v1.EventBatch
-	(*PublishResponse)(nil),     // 5: sluice.v1.PublishResponse
-	(*PublishReady)(nil),        // 6: sluice.v1.PublishReady
-	(*Limits)(nil),              // 7: sluice.v1.Limits
-	(*Ack)(nil),                 // 8: sluice.v1.Ack
-	(*EventError)(nil),          // 9: sluice.v1.EventError
-	(*Credit)(nil),              // 10: sluice.v1.Credit
-	(*Throttle)(nil),            // 11: sluice.v1.Throttle
-	(*Drain)(nil),               // 12: sluice.v1.Drain
-	(*Ping)(nil),                // 13: sluice.v1.Ping
-	(*PublishOneRequest)(nil),   // 14: sluice.v1.PublishOneRequest
-	(*PublishOneResponse)(nil),  // 15: sluice.v1.PublishOneResponse
-	(*DecideRequest)(nil),       // 16: sluice.v1.DecideRequest
-	(*DecideResponse)(nil),      // 17: sluice.v1.DecideResponse
-	(*Event)(nil),               // 18: sluice.v1.Event
-	(*Position)(nil),            // 19: sluice.v1.Position
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
-	(*FraudDecision)(nil),       // 21: sluice.v1.FraudDecision
+	(*PublishRefresh)(nil),      // 3: sluice.v1.PublishRefresh
+	(*PublishOpen)(nil),         // 4: sluice.v1.PublishOpen
+	(*EventBatch)(nil),          // 5: sluice.v1.EventBatch
+	(*PublishResponse)(nil),     // 6: sluice.v1.PublishResponse
+	(*PublishReady)(nil),        // 7: sluice.v1.PublishReady
+	(*SequenceRange)(nil),       // 8: sluice.v1.SequenceRange
+	(*Limits)(nil),              // 9: sluice.v1.Limits
+	(*Ack)(nil),                 // 10: sluice.v1.Ack
+	(*EventError)(nil),          // 11: sluice.v1.EventError
+	(*Credit)(nil),              // 12: sluice.v1.Credit
+	(*Throttle)(nil),            // 13: sluice.v1.Throttle
+	(*Drain)(nil),               // 14: sluice.v1.Drain
+	(*Ping)(nil),                // 15: sluice.v1.Ping
+	(*PublishOneRequest)(nil),   // 16: sluice.v1.PublishOneRequest
+	(*PublishOneResponse)(nil),  // 17: sluice.v1.PublishOneResponse
+	(*DecideRequest)(nil),       // 18: sluice.v1.DecideRequest
+	(*DecideResponse)(nil),      // 19: sluice.v1.DecideResponse
+	(*Event)(nil),               // 20: sluice.v1.Event
+	(*Position)(nil),            // 21: sluice.v1.Position
+	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
+	(*FraudDecision)(nil),       // 23: sluice.v1.FraudDecision
 }
 var file_sluice_v1_ingest_proto_depIdxs = []int32{
-	3,  // 0: sluice.v1.PublishRequest.open:type_name -> sluice.v1.PublishOpen
-	4,  // 1: sluice.v1.PublishRequest.batch:type_name -> sluice.v1.EventBatch
-	18, // 2: sluice.v1.EventBatch.events:type_name -> sluice.v1.Event
-	6,  // 3: sluice.v1.PublishResponse.ready:type_name -> sluice.v1.PublishReady
-	8,  // 4: sluice.v1.PublishResponse.ack:type_name -> sluice.v1.Ack
-	10, // 5: sluice.v1.PublishResponse.credit:type_name -> sluice.v1.Credit
-	11, // 6: sluice.v1.PublishResponse.throttle:type_name -> sluice.v1.Throttle
-	12, // 7: sluice.v1.PublishResponse.drain:type_name -> sluice.v1.Drain
-	13, // 8: sluice.v1.PublishResponse.ping:type_name -> sluice.v1.Ping
-	10, // 9: sluice.v1.PublishReady.credit:type_name -> sluice.v1.Credit
-	7,  // 10: sluice.v1.PublishReady.limits:type_name -> sluice.v1.Limits
-	0,  // 11: sluice.v1.Ack.status:type_name -> sluice.v1.AckStatus
-	9,  // 12: sluice.v1.Ack.error:type_name -> sluice.v1.EventError
-	19, // 13: sluice.v1.Ack.positions:type_name -> sluice.v1.Position
-	1,  // 14: sluice.v1.EventError.code:type_name -> sluice.v1.ErrorCode
-	20, // 15: sluice.v1.Throttle.retry_after:type_name -> google.protobuf.Duration
-	20, // 16: sluice.v1.Drain.deadline:type_name -> google.protobuf.Duration
-	18, // 17: sluice.v1.PublishOneRequest.event:type_name -> sluice.v1.Event
-	19, // 18: sluice.v1.PublishOneResponse.position:type_name -> sluice.v1.Position
-	18, // 19: sluice.v1.DecideRequest.event:type_name -> sluice.v1.Event
-	21, // 20: sluice.v1.DecideResponse.decision:type_name -> sluice.v1.FraudDecision
-	2,  // 21: sluice.v1.IngestService.Publish:input_type -> sluice.v1.PublishRequest
-	14, // 22: sluice.v1.IngestService.PublishOne:input_type -> sluice.v1.PublishOneRequest
-	16, // 23: sluice.v1.IngestService.Decide:input_type -> sluice.v1.DecideRequest
-	5,  // 24: sluice.v1.IngestService.Publish:output_type -> sluice.v1.PublishResponse
-	15, // 25: sluice.v1.IngestService.PublishOne:output_type -> sluice.v1.PublishOneResponse
-	17, // 26: sluice.v1.IngestService.Decide:output_type -> sluice.v1.DecideResponse
-	24, // [24:27] is the sub-list for method output_type
-	21, // [21:24] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	4,  // 0: sluice.v1.PublishRequest.open:type_name -> sluice.v1.PublishOpen
+	5,  // 1: sluice.v1.PublishRequest.batch:type_name -> sluice.v1.EventBatch
+	3,  // 2: sluice.v1.PublishRequest.refresh:type_name -> sluice.v1.PublishRefresh
+	20, // 3: sluice.v1.EventBatch.events:type_name -> sluice.v1.Event
+	7,  // 4: sluice.v1.PublishResponse.ready:type_name -> sluice.v1.PublishReady
+	10, // 5: sluice.v1.PublishResponse.ack:type_name -> sluice.v1.Ack
+	12, // 6: sluice.v1.PublishResponse.credit:type_name -> sluice.v1.Credit
+	13, // 7: sluice.v1.PublishResponse.throttle:type_name -> sluice.v1.Throttle
+	14, // 8: sluice.v1.PublishResponse.drain:type_name -> sluice.v1.Drain
+	15, // 9: sluice.v1.PublishResponse.ping:type_name -> sluice.v1.Ping
+	12, // 10: sluice.v1.PublishReady.credit:type_name -> sluice.v1.Credit
+	9,  // 11: sluice.v1.PublishReady.limits:type_name -> sluice.v1.Limits
+	8,  // 12: sluice.v1.PublishReady.settled:type_name -> sluice.v1.SequenceRange
+	0,  // 13: sluice.v1.Ack.status:type_name -> sluice.v1.AckStatus
+	11, // 14: sluice.v1.Ack.error:type_name -> sluice.v1.EventError
+	21, // 15: sluice.v1.Ack.positions:type_name -> sluice.v1.Position
+	1,  // 16: sluice.v1.EventError.code:type_name -> sluice.v1.ErrorCode
+	22, // 17: sluice.v1.Throttle.retry_after:type_name -> google.protobuf.Duration
+	22, // 18: sluice.v1.Drain.deadline:type_name -> google.protobuf.Duration
+	20, // 19: sluice.v1.PublishOneRequest.event:type_name -> sluice.v1.Event
+	21, // 20: sluice.v1.PublishOneResponse.position:type_name -> sluice.v1.Position
+	20, // 21: sluice.v1.DecideRequest.event:type_name -> sluice.v1.Event
+	23, // 22: sluice.v1.DecideResponse.decision:type_name -> sluice.v1.FraudDecision
+	2,  // 23: sluice.v1.IngestService.Publish:input_type -> sluice.v1.PublishRequest
+	16, // 24: sluice.v1.IngestService.PublishOne:input_type -> sluice.v1.PublishOneRequest
+	18, // 25: sluice.v1.IngestService.Decide:input_type -> sluice.v1.DecideRequest
+	6,  // 26: sluice.v1.IngestService.Publish:output_type -> sluice.v1.PublishResponse
+	17, // 27: sluice.v1.IngestService.PublishOne:output_type -> sluice.v1.PublishOneResponse
+	19, // 28: sluice.v1.IngestService.Decide:output_type -> sluice.v1.DecideResponse
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_sluice_v1_ingest_proto_init() }
@@ -1456,8 +1639,9 @@ func file_sluice_v1_ingest_proto_init() {
 	file_sluice_v1_ingest_proto_msgTypes[0].OneofWrappers = []any{
 		(*PublishRequest_Open)(nil),
 		(*PublishRequest_Batch)(nil),
+		(*PublishRequest_Refresh)(nil),
 	}
-	file_sluice_v1_ingest_proto_msgTypes[3].OneofWrappers = []any{
+	file_sluice_v1_ingest_proto_msgTypes[4].OneofWrappers = []any{
 		(*PublishResponse_Ready)(nil),
 		(*PublishResponse_Ack)(nil),
 		(*PublishResponse_Credit)(nil),
@@ -1471,7 +1655,7 @@ func file_sluice_v1_ingest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_v1_ingest_proto_rawDesc), len(file_sluice_v1_ingest_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

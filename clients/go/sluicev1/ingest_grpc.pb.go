@@ -42,7 +42,10 @@ type IngestServiceClient interface {
 	// Publishes one event and answers when it is stored. INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries
 	// RetryInfo and QuotaFailure; UNAVAILABLE says whether the event may have been stored.
 	PublishOne(ctx context.Context, in *PublishOneRequest, opts ...grpc.CallOption) (*PublishOneResponse, error)
-	// Publishes one payment and answers with its decision. DEADLINE_EXCEEDED means that it is stored and will be decided.
+	// Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
+	// DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
+	// again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
+	// partition. Other errors are those of PublishOne.
 	Decide(ctx context.Context, in *DecideRequest, opts ...grpc.CallOption) (*DecideResponse, error)
 }
 
@@ -103,7 +106,10 @@ type IngestServiceServer interface {
 	// Publishes one event and answers when it is stored. INVALID_ARGUMENT names the field; RESOURCE_EXHAUSTED carries
 	// RetryInfo and QuotaFailure; UNAVAILABLE says whether the event may have been stored.
 	PublishOne(context.Context, *PublishOneRequest) (*PublishOneResponse, error)
-	// Publishes one payment and answers with its decision. DEADLINE_EXCEEDED means that it is stored and will be decided.
+	// Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
+	// DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
+	// again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
+	// partition. Other errors are those of PublishOne.
 	Decide(context.Context, *DecideRequest) (*DecideResponse, error)
 	mustEmbedUnimplementedIngestServiceServer()
 }

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sluice.v1 import decision_pb2 as sluice_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sluice/v1/decisions.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sluice/v1/decision.proto\"\xa3\x01\n\x10SubscribeRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.sluice.v1.SubscribeOpenH\x00\x12,\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x1a.sluice.v1.SubscribeCreditH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.sluice.v1.SubscribeCommitH\x00\x42\t\n\x07message\"\xef\x01\n\rSubscribeOpen\x12#\n\x06latest\x18\x01 \x01(\x0b\x32\x11.sluice.v1.LatestH\x00\x12\'\n\x08\x65\x61rliest\x18\x02 \x01(\x0b\x32\x13.sluice.v1.EarliestH\x00\x12+\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x0f\n\x05token\x18\x04 \x01(\x0cH\x00\x12)\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x19.sluice.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\t\x12\x0e\n\x06\x63redit\x18\x07 \x01(\rB\x07\n\x05start\"\x08\n\x06Latest\"\n\n\x08\x45\x61rliest\"p\n\x0e\x44\x65\x63isionFilter\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\t\x12$\n\x08outcomes\x18\x02 \x03(\x0e\x32\x12.sluice.v1.Outcome\x12\x11\n\tmin_score\x18\x03 \x01(\x01\x12\x10\n\x08rule_ids\x18\x04 \x03(\t\"$\n\x0fSubscribeCredit\x12\x11\n\tdecisions\x18\x01 \x01(\r\" \n\x0fSubscribeCommit\x12\r\n\x05token\x18\x01 \x01(\x0c\"\xca\x01\n\x11SubscribeResponse\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.sluice.v1.SubscribeReadyH\x00\x12)\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x18.sluice.v1.DecisionBatchH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.sluice.v1.ProgressH\x00\x12*\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x19.sluice.v1.SubscribeDrainH\x00\x42\t\n\x07message\"\x1f\n\x0eSubscribeReady\x12\r\n\x05token\x18\x01 \x01(\x0c\"K\n\rDecisionBatch\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.sluice.v1.FraudDecision\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x19\n\x08Progress\x12\r\n\x05token\x18\x01 \x01(\x0c\"L\n\x0eSubscribeDrain\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x02 \x01(\x0c\"H\n\x0cWatchRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.sluice.v1.DecisionFilter\x12\r\n\x05token\x18\x02 \x01(\x0c\"K\n\rWatchResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.sluice.v1.FraudDecision\x12\r\n\x05token\x18\x02 \x01(\x0c\x32\x9b\x01\n\x0f\x44\x65\x63isionService\x12J\n\tSubscribe\x12\x1b.sluice.v1.SubscribeRequest\x1a\x1c.sluice.v1.SubscribeResponse(\x01\x30\x01\x12<\n\x05Watch\x12\x17.sluice.v1.WatchRequest\x1a\x18.sluice.v1.WatchResponse0\x01\x42P\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19sluice/v1/decisions.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18sluice/v1/decision.proto\"\xd3\x01\n\x10SubscribeRequest\x12(\n\x04open\x18\x01 \x01(\x0b\x32\x18.sluice.v1.SubscribeOpenH\x00\x12,\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x1a.sluice.v1.SubscribeCreditH\x00\x12,\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1a.sluice.v1.SubscribeCommitH\x00\x12.\n\x07refresh\x18\x04 \x01(\x0b\x32\x1b.sluice.v1.SubscribeRefreshH\x00\x42\t\n\x07message\"\'\n\x10SubscribeRefresh\x12\x13\n\x0b\x63redentials\x18\x01 \x01(\t\"\x9f\x02\n\rSubscribeOpen\x12#\n\x06latest\x18\x01 \x01(\x0b\x32\x11.sluice.v1.LatestH\x00\x12\'\n\x08\x65\x61rliest\x18\x02 \x01(\x0b\x32\x13.sluice.v1.EarliestH\x00\x12+\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x0f\n\x05token\x18\x04 \x01(\x0cH\x00\x12)\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x19.sluice.v1.DecisionFilter\x12\x0e\n\x06\x63ursor\x18\x06 \x01(\t\x12\x0e\n\x06\x63redit\x18\x07 \x01(\r\x12.\n\non_expired\x18\x08 \x01(\x0e\x32\x1a.sluice.v1.ExpiredPositionB\x07\n\x05start\"\x08\n\x06Latest\"\n\n\x08\x45\x61rliest\"p\n\x0e\x44\x65\x63isionFilter\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x01 \x03(\t\x12$\n\x08outcomes\x18\x02 \x03(\x0e\x32\x12.sluice.v1.Outcome\x12\x11\n\tmin_score\x18\x03 \x01(\x01\x12\x10\n\x08rule_ids\x18\x04 \x03(\t\"$\n\x0fSubscribeCredit\x12\x11\n\tdecisions\x18\x01 \x01(\r\" \n\x0fSubscribeCommit\x12\r\n\x05token\x18\x01 \x01(\x0c\"\xfe\x01\n\x11SubscribeResponse\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.sluice.v1.SubscribeReadyH\x00\x12)\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x18.sluice.v1.DecisionBatchH\x00\x12\'\n\x08progress\x18\x03 \x01(\x0b\x32\x13.sluice.v1.ProgressH\x00\x12*\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x19.sluice.v1.SubscribeDrainH\x00\x12\x32\n\tcommitted\x18\x05 \x01(\x0b\x32\x1d.sluice.v1.SubscribeCommittedH\x00\x42\t\n\x07message\"2\n\x0eSubscribeReady\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x11\n\tfell_back\x18\x02 \x01(\x08\"#\n\x12SubscribeCommitted\x12\r\n\x05token\x18\x01 \x01(\x0c\"K\n\rDecisionBatch\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.sluice.v1.FraudDecision\x12\r\n\x05token\x18\x02 \x01(\x0c\"\x19\n\x08Progress\x12\r\n\x05token\x18\x01 \x01(\x0c\"L\n\x0eSubscribeDrain\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x02 \x01(\x0c\"\xb5\x01\n\x0cWatchRequest\x12)\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x19.sluice.v1.DecisionFilter\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08\x65\x61rliest\x18\x03 \x01(\x08\x12)\n\x05since\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\non_expired\x18\x05 \x01(\x0e\x32\x1a.sluice.v1.ExpiredPosition\"K\n\rWatchResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.sluice.v1.FraudDecision\x12\r\n\x05token\x18\x02 \x01(\x0c*\x8c\x01\n\x0f\x45xpiredPosition\x12 \n\x1c\x45XPIRED_POSITION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XPIRED_POSITION_REFUSE\x10\x01\x12\x1d\n\x19\x45XPIRED_POSITION_EARLIEST\x10\x02\x12\x1b\n\x17\x45XPIRED_POSITION_LATEST\x10\x03\x32\x9b\x01\n\x0f\x44\x65\x63isionService\x12J\n\tSubscribe\x12\x1b.sluice.v1.SubscribeRequest\x1a\x1c.sluice.v1.SubscribeResponse(\x01\x30\x01\x12<\n\x05Watch\x12\x17.sluice.v1.WatchRequest\x1a\x18.sluice.v1.WatchResponse0\x01\x42P\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.v1.decisions_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rcom.sluice.v1P\001Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1'
+  _globals['_EXPIREDPOSITION']._serialized_start=1674
+  _globals['_EXPIREDPOSITION']._serialized_end=1814
   _globals['_SUBSCRIBEREQUEST']._serialized_start=132
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=295
-  _globals['_SUBSCRIBEOPEN']._serialized_start=298
-  _globals['_SUBSCRIBEOPEN']._serialized_end=537
-  _globals['_LATEST']._serialized_start=539
-  _globals['_LATEST']._serialized_end=547
-  _globals['_EARLIEST']._serialized_start=549
-  _globals['_EARLIEST']._serialized_end=559
-  _globals['_DECISIONFILTER']._serialized_start=561
-  _globals['_DECISIONFILTER']._serialized_end=673
-  _globals['_SUBSCRIBECREDIT']._serialized_start=675
-  _globals['_SUBSCRIBECREDIT']._serialized_end=711
-  _globals['_SUBSCRIBECOMMIT']._serialized_start=713
-  _globals['_SUBSCRIBECOMMIT']._serialized_end=745
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=748
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=950
-  _globals['_SUBSCRIBEREADY']._serialized_start=952
-  _globals['_SUBSCRIBEREADY']._serialized_end=983
-  _globals['_DECISIONBATCH']._serialized_start=985
-  _globals['_DECISIONBATCH']._serialized_end=1060
-  _globals['_PROGRESS']._serialized_start=1062
-  _globals['_PROGRESS']._serialized_end=1087
-  _globals['_SUBSCRIBEDRAIN']._serialized_start=1089
-  _globals['_SUBSCRIBEDRAIN']._serialized_end=1165
-  _globals['_WATCHREQUEST']._serialized_start=1167
-  _globals['_WATCHREQUEST']._serialized_end=1239
-  _globals['_WATCHRESPONSE']._serialized_start=1241
-  _globals['_WATCHRESPONSE']._serialized_end=1316
-  _globals['_DECISIONSERVICE']._serialized_start=1319
-  _globals['_DECISIONSERVICE']._serialized_end=1474
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=343
+  _globals['_SUBSCRIBEREFRESH']._serialized_start=345
+  _globals['_SUBSCRIBEREFRESH']._serialized_end=384
+  _globals['_SUBSCRIBEOPEN']._serialized_start=387
+  _globals['_SUBSCRIBEOPEN']._serialized_end=674
+  _globals['_LATEST']._serialized_start=676
+  _globals['_LATEST']._serialized_end=684
+  _globals['_EARLIEST']._serialized_start=686
+  _globals['_EARLIEST']._serialized_end=696
+  _globals['_DECISIONFILTER']._serialized_start=698
+  _globals['_DECISIONFILTER']._serialized_end=810
+  _globals['_SUBSCRIBECREDIT']._serialized_start=812
+  _globals['_SUBSCRIBECREDIT']._serialized_end=848
+  _globals['_SUBSCRIBECOMMIT']._serialized_start=850
+  _globals['_SUBSCRIBECOMMIT']._serialized_end=882
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=885
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1139
+  _globals['_SUBSCRIBEREADY']._serialized_start=1141
+  _globals['_SUBSCRIBEREADY']._serialized_end=1191
+  _globals['_SUBSCRIBECOMMITTED']._serialized_start=1193
+  _globals['_SUBSCRIBECOMMITTED']._serialized_end=1228
+  _globals['_DECISIONBATCH']._serialized_start=1230
+  _globals['_DECISIONBATCH']._serialized_end=1305
+  _globals['_PROGRESS']._serialized_start=1307
+  _globals['_PROGRESS']._serialized_end=1332
+  _globals['_SUBSCRIBEDRAIN']._serialized_start=1334
+  _globals['_SUBSCRIBEDRAIN']._serialized_end=1410
+  _globals['_WATCHREQUEST']._serialized_start=1413
+  _globals['_WATCHREQUEST']._serialized_end=1594
+  _globals['_WATCHRESPONSE']._serialized_start=1596
+  _globals['_WATCHRESPONSE']._serialized_end=1671
+  _globals['_DECISIONSERVICE']._serialized_start=1817
+  _globals['_DECISIONSERVICE']._serialized_end=1972
 # @@protoc_insertion_point(module_scope)

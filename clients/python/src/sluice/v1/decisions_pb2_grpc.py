@@ -61,7 +61,8 @@ class DecisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Delivers decisions without flow control messages, for gRPC-Web.
+        """Delivers decisions without flow control messages, for gRPC-Web. The first answer tells the position where the watch
+        begins and carries no decision. A slow client slows its own watch down and no other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,7 @@ from sluice.v1 import decision_pb2 as sluice_dot_v1_dot_decision__pb2
 from sluice.v1 import event_pb2 as sluice_dot_v1_dot_event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/ingest.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sluice/v1/decision.proto\x1a\x15sluice/v1/event.proto\"k\n\x0ePublishRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.sluice.v1.PublishOpenH\x00\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x15.sluice.v1.EventBatchH\x00\x42\t\n\x07message\"v\n\x0bPublishOpen\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0cresume_token\x18\x03 \x01(\x0c\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x16\n\x0ewant_positions\x18\x05 \x01(\x08\"F\n\nEventBatch\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12 \n\x06\x65vents\x18\x02 \x03(\x0b\x32\x10.sluice.v1.Event\"\xf7\x01\n\x0fPublishResponse\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sluice.v1.PublishReadyH\x00\x12\x1d\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0e.sluice.v1.AckH\x00\x12#\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x11.sluice.v1.CreditH\x00\x12\'\n\x08throttle\x18\x04 \x01(\x0b\x32\x13.sluice.v1.ThrottleH\x00\x12!\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x10.sluice.v1.DrainH\x00\x12\x1f\n\x04ping\x18\x06 \x01(\x0b\x32\x0f.sluice.v1.PingH\x00\x42\t\n\x07message\"k\n\x0cPublishReady\x12\x15\n\rnext_sequence\x18\x01 \x01(\x04\x12!\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x11.sluice.v1.Credit\x12!\n\x06limits\x18\x03 \x01(\x0b\x32\x11.sluice.v1.Limits\"m\n\x06Limits\x12\x17\n\x0fmax_event_bytes\x18\x01 \x01(\r\x12\x18\n\x10max_batch_events\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\"\xbe\x01\n\x03\x41\x63k\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12$\n\x06status\x18\x03 \x01(\x0e\x32\x14.sluice.v1.AckStatus\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.sluice.v1.EventError\x12&\n\tpositions\x18\x05 \x03(\x0b\x32\x13.sluice.v1.Position\x12\x14\n\x0cresume_token\x18\x06 \x01(\x0c\"\x90\x01\n\nEventError\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.sluice.v1.ErrorCode\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x12\x11\n\tretriable\x18\x05 \x01(\x08\x12\x1c\n\x14\x63\x65rtainly_not_stored\x18\x06 \x01(\x08\"\'\n\x06\x43redit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"I\n\x08Throttle\x12\r\n\x05quota\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"J\n\x05\x44rain\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\"\x06\n\x04Ping\"4\n\x11PublishOneRequest\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.sluice.v1.Event\";\n\x12PublishOneResponse\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.sluice.v1.Position\"0\n\rDecideRequest\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.sluice.v1.Event\"<\n\x0e\x44\x65\x63ideResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.sluice.v1.FraudDecision*n\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43K_STATUS_STORED\x10\x01\x12\x18\n\x14\x41\x43K_STATUS_DUPLICATE\x10\x02\x12\x14\n\x10\x41\x43K_STATUS_ERROR\x10\x03*\xee\x03\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_CODE_EVENT_INVALID\x10\x01\x12\x1f\n\x1b\x45RROR_CODE_EVENT_UNREADABLE\x10\x02\x12\x1e\n\x1a\x45RROR_CODE_EVENT_TOO_LARGE\x10\x03\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x04\x12\x1f\n\x1b\x45RROR_CODE_SESSION_NOT_OPEN\x10\x05\x12\x1e\n\x1a\x45RROR_CODE_REQUEST_INVALID\x10\x06\x12\x1b\n\x17\x45RROR_CODE_SEQUENCE_GAP\x10\x07\x12\x1d\n\x19\x45RROR_CODE_QUOTA_EXCEEDED\x10\x08\x12!\n\x1d\x45RROR_CODE_BROKER_UNAVAILABLE\x10\t\x12!\n\x1d\x45RROR_CODE_DELIVERY_UNCERTAIN\x10\n\x12\x17\n\x13\x45RROR_CODE_DRAINING\x10\x0b\x12\x15\n\x11\x45RROR_CODE_FENCED\x10\x0c\x12\x1c\n\x18\x45RROR_CODE_TOKEN_INVALID\x10\r\x12\x1c\n\x18\x45RROR_CODE_UNIMPLEMENTED\x10\x0e\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x0f\x32\xdf\x01\n\rIngestService\x12\x44\n\x07Publish\x12\x19.sluice.v1.PublishRequest\x1a\x1a.sluice.v1.PublishResponse(\x01\x30\x01\x12I\n\nPublishOne\x12\x1c.sluice.v1.PublishOneRequest\x1a\x1d.sluice.v1.PublishOneResponse\x12=\n\x06\x44\x65\x63ide\x12\x18.sluice.v1.DecideRequest\x1a\x19.sluice.v1.DecideResponseBP\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sluice/v1/ingest.proto\x12\tsluice.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x18sluice/v1/decision.proto\x1a\x15sluice/v1/event.proto\"\x99\x01\n\x0ePublishRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.sluice.v1.PublishOpenH\x00\x12&\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x15.sluice.v1.EventBatchH\x00\x12,\n\x07refresh\x18\x03 \x01(\x0b\x32\x19.sluice.v1.PublishRefreshH\x00\x42\t\n\x07message\"%\n\x0ePublishRefresh\x12\x13\n\x0b\x63redentials\x18\x01 \x01(\t\"\x92\x01\n\x0bPublishOpen\x12\x13\n\x0bproducer_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0cresume_token\x18\x03 \x01(\x0c\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x16\n\x0ewant_positions\x18\x05 \x01(\x08\x12\x1a\n\x12last_sent_sequence\x18\x06 \x01(\x04\"F\n\nEventBatch\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12 \n\x06\x65vents\x18\x02 \x03(\x0b\x32\x10.sluice.v1.Event\"\xf7\x01\n\x0fPublishResponse\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.sluice.v1.PublishReadyH\x00\x12\x1d\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x0e.sluice.v1.AckH\x00\x12#\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x11.sluice.v1.CreditH\x00\x12\'\n\x08throttle\x18\x04 \x01(\x0b\x32\x13.sluice.v1.ThrottleH\x00\x12!\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x10.sluice.v1.DrainH\x00\x12\x1f\n\x04ping\x18\x06 \x01(\x0b\x32\x0f.sluice.v1.PingH\x00\x42\t\n\x07message\"\xbe\x01\n\x0cPublishReady\x12\x15\n\rnext_sequence\x18\x01 \x01(\x04\x12!\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x11.sluice.v1.Credit\x12!\n\x06limits\x18\x03 \x01(\x0b\x32\x11.sluice.v1.Limits\x12)\n\x07settled\x18\x04 \x03(\x0b\x32\x18.sluice.v1.SequenceRange\x12\x14\n\x0cresume_token\x18\x05 \x01(\x0c\x12\x10\n\x08in_doubt\x18\x06 \x01(\x08\">\n\rSequenceRange\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\"m\n\x06Limits\x12\x17\n\x0fmax_event_bytes\x18\x01 \x01(\r\x12\x18\n\x10max_batch_events\x18\x02 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x03 \x01(\r\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\"\xbe\x01\n\x03\x41\x63k\x12\x16\n\x0e\x66irst_sequence\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12$\n\x06status\x18\x03 \x01(\x0e\x32\x14.sluice.v1.AckStatus\x12$\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x15.sluice.v1.EventError\x12&\n\tpositions\x18\x05 \x03(\x0b\x32\x13.sluice.v1.Position\x12\x14\n\x0cresume_token\x18\x06 \x01(\x0c\"\x90\x01\n\nEventError\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.sluice.v1.ErrorCode\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06remedy\x18\x04 \x01(\t\x12\x11\n\tretriable\x18\x05 \x01(\x08\x12\x1c\n\x14\x63\x65rtainly_not_stored\x18\x06 \x01(\x08\"\'\n\x06\x43redit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\"I\n\x08Throttle\x12\r\n\x05quota\x18\x01 \x01(\t\x12.\n\x0bretry_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"J\n\x05\x44rain\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\"\x06\n\x04Ping\"4\n\x11PublishOneRequest\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.sluice.v1.Event\";\n\x12PublishOneResponse\x12%\n\x08position\x18\x01 \x01(\x0b\x32\x13.sluice.v1.Position\"0\n\rDecideRequest\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.sluice.v1.Event\"<\n\x0e\x44\x65\x63ideResponse\x12*\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x18.sluice.v1.FraudDecision*n\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43K_STATUS_STORED\x10\x01\x12\x18\n\x14\x41\x43K_STATUS_DUPLICATE\x10\x02\x12\x14\n\x10\x41\x43K_STATUS_ERROR\x10\x03*\xb1\x04\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x45RROR_CODE_EVENT_INVALID\x10\x01\x12\x1f\n\x1b\x45RROR_CODE_EVENT_UNREADABLE\x10\x02\x12\x1e\n\x1a\x45RROR_CODE_EVENT_TOO_LARGE\x10\x03\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\x04\x12\x1f\n\x1b\x45RROR_CODE_SESSION_NOT_OPEN\x10\x05\x12\x1e\n\x1a\x45RROR_CODE_REQUEST_INVALID\x10\x06\x12\x1b\n\x17\x45RROR_CODE_SEQUENCE_GAP\x10\x07\x12\x1d\n\x19\x45RROR_CODE_QUOTA_EXCEEDED\x10\x08\x12!\n\x1d\x45RROR_CODE_BROKER_UNAVAILABLE\x10\t\x12!\n\x1d\x45RROR_CODE_DELIVERY_UNCERTAIN\x10\n\x12\x17\n\x13\x45RROR_CODE_DRAINING\x10\x0b\x12\x15\n\x11\x45RROR_CODE_FENCED\x10\x0c\x12\x1c\n\x18\x45RROR_CODE_TOKEN_INVALID\x10\r\x12\x1c\n\x18\x45RROR_CODE_UNIMPLEMENTED\x10\x0e\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x0f\x12\x1f\n\x1b\x45RROR_CODE_DECISION_PENDING\x10\x10\x12 \n\x1c\x45RROR_CODE_PERMISSION_DENIED\x10\x11\x32\xdf\x01\n\rIngestService\x12\x44\n\x07Publish\x12\x19.sluice.v1.PublishRequest\x1a\x1a.sluice.v1.PublishResponse(\x01\x30\x01\x12I\n\nPublishOne\x12\x1c.sluice.v1.PublishOneRequest\x1a\x1d.sluice.v1.PublishOneResponse\x12=\n\x06\x44\x65\x63ide\x12\x18.sluice.v1.DecideRequest\x1a\x19.sluice.v1.DecideResponseBP\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +35,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sluice.v1.ingest_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rcom.sluice.v1P\001Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1'
-  _globals['_ACKSTATUS']._serialized_start=1656
-  _globals['_ACKSTATUS']._serialized_end=1766
-  _globals['_ERRORCODE']._serialized_start=1769
-  _globals['_ERRORCODE']._serialized_end=2263
-  _globals['_PUBLISHREQUEST']._serialized_start=118
-  _globals['_PUBLISHREQUEST']._serialized_end=225
-  _globals['_PUBLISHOPEN']._serialized_start=227
-  _globals['_PUBLISHOPEN']._serialized_end=345
-  _globals['_EVENTBATCH']._serialized_start=347
-  _globals['_EVENTBATCH']._serialized_end=417
-  _globals['_PUBLISHRESPONSE']._serialized_start=420
-  _globals['_PUBLISHRESPONSE']._serialized_end=667
-  _globals['_PUBLISHREADY']._serialized_start=669
-  _globals['_PUBLISHREADY']._serialized_end=776
-  _globals['_LIMITS']._serialized_start=778
-  _globals['_LIMITS']._serialized_end=887
-  _globals['_ACK']._serialized_start=890
-  _globals['_ACK']._serialized_end=1080
-  _globals['_EVENTERROR']._serialized_start=1083
-  _globals['_EVENTERROR']._serialized_end=1227
-  _globals['_CREDIT']._serialized_start=1229
-  _globals['_CREDIT']._serialized_end=1268
-  _globals['_THROTTLE']._serialized_start=1270
-  _globals['_THROTTLE']._serialized_end=1343
-  _globals['_DRAIN']._serialized_start=1345
-  _globals['_DRAIN']._serialized_end=1419
-  _globals['_PING']._serialized_start=1421
-  _globals['_PING']._serialized_end=1427
-  _globals['_PUBLISHONEREQUEST']._serialized_start=1429
-  _globals['_PUBLISHONEREQUEST']._serialized_end=1481
-  _globals['_PUBLISHONERESPONSE']._serialized_start=1483
-  _globals['_PUBLISHONERESPONSE']._serialized_end=1542
-  _globals['_DECIDEREQUEST']._serialized_start=1544
-  _globals['_DECIDEREQUEST']._serialized_end=1592
-  _globals['_DECIDERESPONSE']._serialized_start=1594
-  _globals['_DECIDERESPONSE']._serialized_end=1654
-  _globals['_INGESTSERVICE']._serialized_start=2266
-  _globals['_INGESTSERVICE']._serialized_end=2489
+  _globals['_ACKSTATUS']._serialized_start=1919
+  _globals['_ACKSTATUS']._serialized_end=2029
+  _globals['_ERRORCODE']._serialized_start=2032
+  _globals['_ERRORCODE']._serialized_end=2593
+  _globals['_PUBLISHREQUEST']._serialized_start=119
+  _globals['_PUBLISHREQUEST']._serialized_end=272
+  _globals['_PUBLISHREFRESH']._serialized_start=274
+  _globals['_PUBLISHREFRESH']._serialized_end=311
+  _globals['_PUBLISHOPEN']._serialized_start=314
+  _globals['_PUBLISHOPEN']._serialized_end=460
+  _globals['_EVENTBATCH']._serialized_start=462
+  _globals['_EVENTBATCH']._serialized_end=532
+  _globals['_PUBLISHRESPONSE']._serialized_start=535
+  _globals['_PUBLISHRESPONSE']._serialized_end=782
+  _globals['_PUBLISHREADY']._serialized_start=785
+  _globals['_PUBLISHREADY']._serialized_end=975
+  _globals['_SEQUENCERANGE']._serialized_start=977
+  _globals['_SEQUENCERANGE']._serialized_end=1039
+  _globals['_LIMITS']._serialized_start=1041
+  _globals['_LIMITS']._serialized_end=1150
+  _globals['_ACK']._serialized_start=1153
+  _globals['_ACK']._serialized_end=1343
+  _globals['_EVENTERROR']._serialized_start=1346
+  _globals['_EVENTERROR']._serialized_end=1490
+  _globals['_CREDIT']._serialized_start=1492
+  _globals['_CREDIT']._serialized_end=1531
+  _globals['_THROTTLE']._serialized_start=1533
+  _globals['_THROTTLE']._serialized_end=1606
+  _globals['_DRAIN']._serialized_start=1608
+  _globals['_DRAIN']._serialized_end=1682
+  _globals['_PING']._serialized_start=1684
+  _globals['_PING']._serialized_end=1690
+  _globals['_PUBLISHONEREQUEST']._serialized_start=1692
+  _globals['_PUBLISHONEREQUEST']._serialized_end=1744
+  _globals['_PUBLISHONERESPONSE']._serialized_start=1746
+  _globals['_PUBLISHONERESPONSE']._serialized_end=1805
+  _globals['_DECIDEREQUEST']._serialized_start=1807
+  _globals['_DECIDEREQUEST']._serialized_end=1855
+  _globals['_DECIDERESPONSE']._serialized_start=1857
+  _globals['_DECIDERESPONSE']._serialized_end=1917
+  _globals['_INGESTSERVICE']._serialized_start=2596
+  _globals['_INGESTSERVICE']._serialized_end=2819
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,8 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_TOKEN_INVALID: _ClassVar[ErrorCode]
     ERROR_CODE_UNIMPLEMENTED: _ClassVar[ErrorCode]
     ERROR_CODE_INTERNAL: _ClassVar[ErrorCode]
+    ERROR_CODE_DECISION_PENDING: _ClassVar[ErrorCode]
+    ERROR_CODE_PERMISSION_DENIED: _ClassVar[ErrorCode]
 ACK_STATUS_UNSPECIFIED: AckStatus
 ACK_STATUS_STORED: AckStatus
 ACK_STATUS_DUPLICATE: AckStatus
@@ -57,28 +59,40 @@ ERROR_CODE_FENCED: ErrorCode
 ERROR_CODE_TOKEN_INVALID: ErrorCode
 ERROR_CODE_UNIMPLEMENTED: ErrorCode
 ERROR_CODE_INTERNAL: ErrorCode
+ERROR_CODE_DECISION_PENDING: ErrorCode
+ERROR_CODE_PERMISSION_DENIED: ErrorCode
 
 class PublishRequest(_message.Message):
-    __slots__ = ("open", "batch")
+    __slots__ = ("open", "batch", "refresh")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    REFRESH_FIELD_NUMBER: _ClassVar[int]
     open: PublishOpen
     batch: EventBatch
-    def __init__(self, open: _Optional[_Union[PublishOpen, _Mapping]] = ..., batch: _Optional[_Union[EventBatch, _Mapping]] = ...) -> None: ...
+    refresh: PublishRefresh
+    def __init__(self, open: _Optional[_Union[PublishOpen, _Mapping]] = ..., batch: _Optional[_Union[EventBatch, _Mapping]] = ..., refresh: _Optional[_Union[PublishRefresh, _Mapping]] = ...) -> None: ...
+
+class PublishRefresh(_message.Message):
+    __slots__ = ("credentials",)
+    CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    credentials: str
+    def __init__(self, credentials: _Optional[str] = ...) -> None: ...
 
 class PublishOpen(_message.Message):
-    __slots__ = ("producer_id", "epoch", "resume_token", "max_in_flight", "want_positions")
+    __slots__ = ("producer_id", "epoch", "resume_token", "max_in_flight", "want_positions", "last_sent_sequence")
     PRODUCER_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     WANT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SENT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     producer_id: str
     epoch: int
     resume_token: bytes
     max_in_flight: int
     want_positions: bool
-    def __init__(self, producer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., max_in_flight: _Optional[int] = ..., want_positions: _Optional[bool] = ...) -> None: ...
+    last_sent_sequence: int
+    def __init__(self, producer_id: _Optional[str] = ..., epoch: _Optional[int] = ..., resume_token: _Optional[bytes] = ..., max_in_flight: _Optional[int] = ..., want_positions: _Optional[bool] = ..., last_sent_sequence: _Optional[int] = ...) -> None: ...
 
 class EventBatch(_message.Message):
     __slots__ = ("first_sequence", "events")
@@ -105,14 +119,28 @@ class PublishResponse(_message.Message):
     def __init__(self, ready: _Optional[_Union[PublishReady, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., throttle: _Optional[_Union[Throttle, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class PublishReady(_message.Message):
-    __slots__ = ("next_sequence", "credit", "limits")
+    __slots__ = ("next_sequence", "credit", "limits", "settled", "resume_token", "in_doubt")
     NEXT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    IN_DOUBT_FIELD_NUMBER: _ClassVar[int]
     next_sequence: int
     credit: Credit
     limits: Limits
-    def __init__(self, next_sequence: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    settled: _containers.RepeatedCompositeFieldContainer[SequenceRange]
+    resume_token: bytes
+    in_doubt: bool
+    def __init__(self, next_sequence: _Optional[int] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., settled: _Optional[_Iterable[_Union[SequenceRange, _Mapping]]] = ..., resume_token: _Optional[bytes] = ..., in_doubt: _Optional[bool] = ...) -> None: ...
+
+class SequenceRange(_message.Message):
+    __slots__ = ("first_sequence", "last_sequence")
+    FIRST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    first_sequence: int
+    last_sequence: int
+    def __init__(self, first_sequence: _Optional[int] = ..., last_sequence: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_event_bytes", "max_batch_events", "max_request_bytes", "max_in_flight")

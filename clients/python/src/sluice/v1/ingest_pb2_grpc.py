@@ -78,7 +78,10 @@ class IngestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Decide(self, request, context):
-        """Publishes one payment and answers with its decision. DEADLINE_EXCEEDED means that it is stored and will be decided.
+        """Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
+        DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
+        again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
+        partition. Other errors are those of PublishOne.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
