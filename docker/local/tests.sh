@@ -12,13 +12,15 @@ use_test_stack() {
 
 missing_for_tests() { need_command kcat kcat; }
 
-# Docker's own tools are no prerequisite: without them their checks are skipped by name.
+# A browser and Docker's own tools are no prerequisites: without them their checks are skipped by name.
+missing_for_browser() { need_command chromium chromium; }
 missing_for_compose_check() { compose_command >/dev/null || MISSING+=(docker-compose); }
 
 command_test() {
   use_test_stack
   install_for_stack
   install_packages tests
+  install_optional browser
   install_optional compose_check
   say "building (release)"
   cargo build --release --workspace --bins --tests || die "the build failed: see the compiler's message above"
