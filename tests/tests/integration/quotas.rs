@@ -81,7 +81,6 @@ async fn publish(url: String, key: String, name: &str, count: usize) -> Result<(
     for ticket in tickets {
         ticket.await?;
     }
-    ensure!(publisher.throttles() > 0, "the quota was not met");
     publisher.close().await?;
     Ok(())
 }
