@@ -36,9 +36,13 @@ impl ClientContext for Present {
 }
 
 impl ConsumerContext for Present {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, _code: RDKafkaRespErr, _partitions: &mut TopicPartitionList) {
-        // The group wants an answer, which is the same for what is assigned and what is revoked.
-        if let Err(error) = consumer.assign(&TopicPartitionList::new()) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, _partitions: &mut TopicPartitionList) {
+        // Each has its own answer: a member that answers a revocation with an assignment never joins again.
+        let answered = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => consumer.assign(&TopicPartitionList::new()),
+            _ => consumer.unassign(),
+        };
+        if let Err(error) = answered {
             tracing::debug!(%error, "the group of gateways");
         }
     }
@@ -91,7 +95,7 @@ impl Peers {
                 count_at = Instant::now() + COUNT_EVERY;
                 match self.count() {
                     Ok(count) => self.tell(count),
-                    Err(error) => tracing::debug!(%error, "gateways cannot be counted"),
+                    Err(error) => tracing::warn!(%error, "gateways cannot be counted"),
                 }
             }
         }
