@@ -126,10 +126,10 @@ impl Session {
             next: ready.next_sequence,
             credit_events: credit.events,
             credit_bytes: credit.bytes,
+            token: ready.resume_token.clone(),
             ready,
             fates: BTreeMap::new(),
             repeated: Vec::new(),
-            token: Bytes::new(),
             throttles: Vec::new(),
             drain: None,
         })

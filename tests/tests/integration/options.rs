@@ -108,6 +108,14 @@ fn the_development_key_is_for_loopback_only() -> Result<()> {
     );
     let env = [env[0], env[1], ("SLUICE_ALLOW_PLAINTEXT", "true")];
     let (code, said) = start("sluice-gateway", &["--check-config"], &env)?;
+    ensure!(
+        code.is_some_and(|code| code != 0) && said.contains("SLUICE_TOKEN_SECRETS"),
+        "{code:?}: {said}"
+    );
+    let secrets = File::with(&"s".repeat(32))?;
+    let secrets = secrets.0.display().to_string();
+    let env = [env[0], env[1], env[2], ("SLUICE_TOKEN_SECRETS", &secrets)];
+    let (code, said) = start("sluice-gateway", &["--check-config"], &env)?;
     ensure!(code == Some(0), "{code:?}: {said}");
     Ok(())
 }
