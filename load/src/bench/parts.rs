@@ -216,9 +216,11 @@ impl Database {
         Ok(rows.unsigned_abs())
     }
 
+    /// Not with FORCE, for which an autovacuum worker in the database is somebody else's; without it, Postgres sends the
+    /// worker away and waits for 5 s until everybody has left.
     pub(super) async fn remove(self) -> anyhow::Result<()> {
         let mut connection = PgConnection::connect_with(&self.server).await?;
-        sqlx::query(&format!("DROP DATABASE {} WITH (FORCE)", self.name))
+        sqlx::query(&format!("DROP DATABASE {}", self.name))
             .execute(&mut connection)
             .await?;
         Ok(())

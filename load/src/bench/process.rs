@@ -49,12 +49,16 @@ pub struct Args {
 
 pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
     println!(
-        "{} payments to decide with {} lanes, then {} a second for {} s; {} runs, each from nothing",
+        "{} payments to decide with {} lanes, then {} a second for {} s; a run to warm the broker up, then {} runs, each \
+         from nothing",
         args.events, args.lanes, args.rate, args.seconds, args.common.runs
     );
     let id = fastrand::u32(..);
     let mut report = Report::default();
-    for run in 1..=args.common.runs {
+    for run in 0..=args.common.runs {
+        if run == 1 {
+            report = Report::default();
+        }
         let installation = Installation::create(&args.common.parts, format!("bench-process-{id:08x}-{run}."))?;
         let name = format!("bench_process_{id:08x}_{run}");
         let database = runtime.block_on(Database::create(&args.common.parts, name))?;
