@@ -15,6 +15,9 @@ pub mod run;
 mod source;
 mod world;
 
+/// The key that a gateway without a file of principals knows.
+pub const DEVELOPMENT_KEY: &str = "sluice-dev-key";
+
 /// The clock that events are stamped with, in microseconds since the Unix epoch.
 pub fn now_micros() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

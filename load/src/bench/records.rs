@@ -15,7 +15,6 @@ use crate::now_micros;
 
 /// The tenant of the development key.
 pub(super) const TENANT: &str = "dev";
-pub(super) const API_KEY: &str = "sluice-dev-key";
 /// Event time runs at this rate, whatever the real one: so many accounts, and so many payments of each.
 const EVENT_RATE_PER_S: f64 = 1_000.0;
 const SEED: u64 = 1;

@@ -18,8 +18,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::records::{API_KEY, Record};
+use super::records::Record;
 use super::report::histogram;
+use crate::DEVELOPMENT_KEY;
 
 /// Requests between this loop and the transport.
 const OUTGOING_REQUESTS: usize = 64;
@@ -55,7 +56,7 @@ impl Stream {
         let mut request = tonic::Request::new(ReceiverStream::new(requests));
         request
             .metadata_mut()
-            .insert("authorization", format!("Bearer {API_KEY}").parse()?);
+            .insert("authorization", format!("Bearer {DEVELOPMENT_KEY}").parse()?);
         let mut incoming = IngestServiceClient::new(channel).publish(request).await?.into_inner();
         let first = incoming.message().await?.and_then(|response| response.message);
         let Some(Response::Ready(ready)) = first else {

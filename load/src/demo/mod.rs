@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(
         long,
         env = "SLUICE_API_KEY",
-        default_value = "sluice-dev-key",
+        default_value = crate::DEVELOPMENT_KEY,
         hide_env_values = true
     )]
     pub api_key: String,

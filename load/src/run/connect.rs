@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 use super::options::ServerArgs;
+use crate::DEVELOPMENT_KEY;
 
 const HTTP2: &[u8] = b"h2";
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -155,11 +156,17 @@ fn innermost(error: &dyn std::error::Error) -> String {
 
 fn metadata(args: &ServerArgs) -> anyhow::Result<MetadataMap> {
     let mut map = MetadataMap::new();
-    let mut key: AsciiMetadataValue = format!("Bearer {}", args.api_key)
-        .parse()
-        .context("the API key has characters other than visible ASCII")?;
-    key.set_sensitive(true);
-    map.insert("authorization", key);
+    let key = args
+        .api_key
+        .as_deref()
+        .or(args.cert.is_none().then_some(DEVELOPMENT_KEY));
+    if let Some(key) = key {
+        let mut key: AsciiMetadataValue = format!("Bearer {key}")
+            .parse()
+            .context("the API key has characters other than visible ASCII")?;
+        key.set_sensitive(true);
+        map.insert("authorization", key);
+    }
     let text = match (&args.metadata, &args.metadata_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => {

@@ -152,14 +152,9 @@ pub(crate) struct ServerArgs {
         hide_default_value = true
     )]
     pub(crate) host: String,
-    /// API key of the tenant
-    #[arg(
-        long,
-        env = "SLUICE_API_KEY",
-        default_value = "sluice-dev-key",
-        hide_env_values = true
-    )]
-    pub(crate) api_key: String,
+    /// API key of the tenant [default: sluice-dev-key, or with --cert none]
+    #[arg(long, env = "SLUICE_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
     /// Metadata of every call, as a JSON object of texts
     #[arg(short = 'm', long, value_name = "JSON")]
     pub(crate) metadata: Option<String>,

@@ -6,8 +6,9 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sluice_tests::credentials::Authority;
 use sluice_tests::process::Process;
-use sluice_tests::run::{on_own, on_shared};
+use sluice_tests::run::{on_own, on_prepared, on_shared};
 use sluice_tests::stack::{Options, Stack, Tenant};
 use sluice_tests::{command, servers, wait};
 
@@ -59,6 +60,10 @@ fn every_event_of_every_mode_is_accounted_for() {
         let one = report(stack, "publish-one", &["publish-one", "-c", "8", "-n", "300"]).await?;
         assert_eq!((count(&one, "stored")?, &one["openLoop"]), (300, &Value::Bool(false)));
 
+        let decided = report(stack, "decide", &["decide", "-c", "8", "-n", "200"]).await?;
+        assert_eq!(count(&decided, "decided")?, 200);
+        assert_eq!(decided["latencies"]["decision"]["count"].as_u64(), Some(200));
+
         let mixed = [
             "--poison",
             "5%",
@@ -86,6 +91,119 @@ fn every_event_of_every_mode_is_accounted_for() {
         assert_eq!(latencies, Some(2 * count(&mixed, "decided")?));
         Ok(())
     });
+}
+
+#[test]
+fn a_subscription_counts_what_others_publish() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let path = stack.directory().join("subscribe.json");
+        let (url, output) = (stack.gateway_url(), path.to_string_lossy().into_owned());
+        let arguments = [
+            "subscribe",
+            &url,
+            "--api-key",
+            &tenant.key,
+            "-c",
+            "2",
+            "-n",
+            "1000",
+            "-O",
+            "json",
+            "-o",
+        ];
+        let arguments = [&arguments[..], &[&output]].concat();
+        let program = servers::binary("sluice-load")?;
+        let mut subscriber = Process::start("subscriber", &program, &arguments, &[], stack.directory())?;
+        let log = subscriber.log().to_owned();
+        wait::until("the subscriptions are open", async || {
+            subscriber.must_run()?;
+            Ok((!std::fs::read_to_string(&log)?.is_empty()).then_some(()))
+        })
+        .await?;
+        command::succeed(loader(stack, &tenant, &["publish", "-q", "-n", "500", "-r", "1000"])?).await?;
+        let status = subscriber.ended().await?;
+        ensure!(status.success(), "{status}\n{}", subscriber.log_tail());
+        let report = read(&path)?;
+        // Each of the two had each decision.
+        assert_eq!((count(&report, "decided")?, count(&report, "duplicates")?), (1_000, 0));
+        assert_eq!(report["latencies"]["delivery"]["count"].as_u64(), Some(1_000));
+        Ok(())
+    });
+}
+
+#[test]
+fn certificates_are_checked_and_shown() {
+    on_prepared(
+        Options {
+            processors: 0,
+            partitions: 1,
+            ..Options::default()
+        },
+        async |stack| {
+            let directory = stack.directory().to_owned();
+            let authority = Authority::new()?;
+            let (certificate, key) = authority.sign("gateway", &["localhost"])?.write(&directory)?;
+            let [roots, principals, own, own_key, other] =
+                ["roots.pem", "principals.toml", "own.pem", "own.key", "other.pem"].map(|name| directory.join(name));
+            let checkout = authority.sign("checkout", &[])?;
+            for (path, text) in [
+                (&roots, &authority.pem),
+                (&own, &checkout.certificate),
+                (&own_key, &checkout.key),
+                (&other, &Authority::new()?.pem),
+                (
+                    &principals,
+                    &"[[certificate]]\nsubject = \"CN=checkout\"\ntenant = \"acme\"\n".to_owned(),
+                ),
+            ] {
+                std::fs::write(path, text)?;
+            }
+            for (name, path) in [
+                ("SLUICE_API_KEYS", &principals),
+                ("SLUICE_TLS_CERT", &certificate),
+                ("SLUICE_TLS_KEY", &key),
+                ("SLUICE_TLS_CLIENT_CA", &roots),
+            ] {
+                stack.set_env(name, &path.display().to_string());
+            }
+            stack.start_gateway()?;
+            stack.ready().await?;
+
+            let address = stack.gateway_address().to_string();
+            let [roots, other, own, own_key] = [&roots, &other, &own, &own_key].map(|path| path.display().to_string());
+            let tried = async |arguments: &[&str]| {
+                let mut loader = Command::new(servers::binary("sluice-load")?);
+                loader.args(["publish-one", &address, "-q", "-n", "20"]).args(arguments);
+                command::run(loader).await
+            };
+            let known: &[&str] = &["--cert", &own, "--key", &own_key];
+            for trust in [&["--cacert", &roots, "--cname", "localhost"][..], &["--skipTLS"]] {
+                let output = tried(&[known, trust].concat()).await?;
+                assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+            }
+            for (distrust, words) in [
+                (&["--cacert", &other, "--cname", "localhost"][..], "certificate"),
+                (&["--cacert", &roots, "--cname", "elsewhere"], "certificate"),
+            ] {
+                let output = tried(&[known, distrust].concat()).await?;
+                let clear = text(&output).lines().count() == 1 && text(&output).contains(words);
+                assert!(
+                    clear && output.status.code() == Some(NOT_TRIED),
+                    "{distrust:?}: {}",
+                    text(&output)
+                );
+            }
+            let output = tried(&["--cacert", &roots, "--cname", "localhost"]).await?;
+            assert_eq!(
+                output.status.code(),
+                Some(NOT_TRIED),
+                "without a certificate: {}",
+                text(&output)
+            );
+            Ok(())
+        },
+    );
 }
 
 #[test]
