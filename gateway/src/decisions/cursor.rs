@@ -41,6 +41,17 @@ impl Cursor {
         first
     }
 
+    /// Moves on to another position, where that is ahead.
+    pub fn advance(&mut self, to: &Self) {
+        let ahead = |mine: &mut Vec<i64>, other: &[i64]| {
+            for (mine, other) in mine.iter_mut().zip(other) {
+                *mine = (*mine).max(*other);
+            }
+        };
+        ahead(&mut self.next, &to.next);
+        ahead(&mut self.high, &to.high);
+    }
+
     /// The token of the position.
     pub fn token(&self) -> Vec<u8> {
         let mut token = Vec::with_capacity(1 + 2 + 16 * self.next.len());

@@ -69,6 +69,11 @@ impl Filter {
         &self.tenant
     }
 
+    /// The accounts that it names; none where it lets all of them pass.
+    pub fn accounts(&self) -> Vec<String> {
+        self.accounts.iter().cloned().collect()
+    }
+
     /// Whether a decision passes.
     pub fn passes(&self, decision: &Decision) -> bool {
         *self.tenant == decision.tenant

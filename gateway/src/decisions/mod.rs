@@ -1,7 +1,8 @@
 //! Giving decisions out. The decision loop in `consume` reads the topic once for the whole gateway: `decode` makes entries
 //! of its records, `route` keeps the newest of them in a ring for each partition and wakes subscriptions. The subscription
 //! loop in `subscribe` reads the rings through its `cursor` and its `filter`; where it is behind them, `catch_up` reads the
-//! topic for it. `commit` keeps named cursors in consumer groups; `watch` serves clients that can only listen.
+//! topic for it; where it names accounts, it reads its `mailbox`. `commit` keeps named cursors in consumer groups; `watch`
+//! serves clients that can only listen.
 
 pub mod catch_up;
 pub mod commit;
@@ -10,6 +11,7 @@ pub mod cursor;
 pub mod decode;
 pub mod filter;
 pub mod look_back;
+pub mod mailbox;
 pub mod route;
 pub mod start;
 pub mod subscribe;

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::cursor::{Cursor, NOTHING};
 use super::decode::Entry;
 use super::filter::Filter;
+use super::mailbox::{Mailbox, Mailboxes, Overflowed};
 use super::waiting::Waiting;
 
 /// Decisions kept of each partition: several seconds at the target rate, about half a kilobyte each.
@@ -24,6 +25,7 @@ pub struct Router {
     /// As many as there are tenants, of which the keys file has a fixed number.
     bells: RwLock<HashMap<Arc<str>, watch::Sender<()>>>,
     waiting: Waiting,
+    mailboxes: Mailboxes,
     capacity: usize,
 }
 
@@ -76,6 +78,7 @@ impl Router {
                 .collect(),
             bells: RwLock::default(),
             waiting: Waiting::default(),
+            mailboxes: Mailboxes::default(),
             capacity,
         }
     }
@@ -90,13 +93,19 @@ impl Router {
                 continue;
             };
             let entry = Arc::new(entry);
-            let mut ring = ring.write();
-            ring.next = entry.offset + 1;
-            ring.at_end = false;
-            if entry.decision.source_offset <= ring.high {
+            // Nobody else appends to the ring.
+            if entry.decision.source_offset <= ring.read().high {
+                let mut ring = ring.write();
+                ring.next = entry.offset + 1;
+                ring.at_end = false;
                 dropped += 1;
                 continue;
             }
+            // Before the ring, so that a mailbox has everything below the ring's end.
+            self.mailboxes.deliver(&entry);
+            let mut ring = ring.write();
+            ring.next = entry.offset + 1;
+            ring.at_end = false;
             ring.high = entry.decision.source_offset;
             if ring.entries.len() == self.capacity
                 && let Some(oldest) = ring.entries.pop_front()
@@ -130,6 +139,7 @@ impl Router {
     pub fn restart(&self, partition: i32, offset: i64) {
         if let Some(ring) = self.ring(partition) {
             *ring.write() = Ring::starting_at(offset, NOTHING);
+            self.mailboxes.give_up();
         }
     }
 
@@ -189,6 +199,42 @@ impl Router {
     /// From where on each ring has all decisions.
     pub fn starts(&self) -> Vec<i64> {
         self.rings.iter().map(|ring| ring.read().start).collect()
+    }
+
+    /// A mailbox for what is decided about these accounts from now on.
+    pub fn mailbox(&self, tenant: &Arc<str>, accounts: Vec<String>) -> Mailbox {
+        self.mailboxes.open(tenant, accounts)
+    }
+
+    /// Takes what was delivered to a mailbox, as [`Self::collect`] takes it from the rings; the cursor must be one that has
+    /// seen all that came before the mailbox was opened or last overflowed.
+    ///
+    /// # Errors
+    /// [`Overflowed`]: the cursor has not moved, and the rings have what comes next.
+    pub fn collect_from(
+        &self,
+        mailbox: &Mailbox,
+        cursor: &mut Cursor,
+        filter: &Filter,
+        limit: usize,
+        into: &mut Vec<Arc<Entry>>,
+    ) -> Result<Found, Overflowed> {
+        let end = self.latest();
+        let more = mailbox.take(limit, |entry| {
+            let partition = usize::try_from(entry.partition).unwrap_or_default();
+            let is_new = entry.offset >= cursor.next[partition];
+            if is_new
+                && cursor.pass(partition, entry.offset, entry.decision.source_offset)
+                && filter.passes(&entry.decision)
+            {
+                into.push(entry);
+            }
+        })?;
+        if more {
+            return Ok(Found::More);
+        }
+        cursor.advance(&end);
+        Ok(Found::All)
     }
 
     /// Rings when a decision of the tenant was appended.
@@ -326,6 +372,31 @@ mod tests {
         assert_eq!((router.starts(), router.ends()), (vec![1], vec![3]));
         router.restart(0, 100);
         assert_eq!((router.starts(), router.ends()), (vec![100], vec![100]));
+    }
+
+    #[test]
+    fn a_mailbox_goes_on_where_the_rings_were_left() {
+        let router = Router::new(&Cursor::new(vec![0, 0]));
+        let named = pb::DecisionFilter {
+            account_ids: vec!["a".into()],
+            ..Default::default()
+        };
+        let filter = Filter::new("acme".into(), named).expect("valid");
+        let mailbox = router.mailbox(filter.tenant(), filter.accounts());
+        let mut cursor = router.latest();
+        router.append([entry("acme", 0, 0, 0), entry("evil", 0, 1, 1)]);
+        let mut seen = Vec::new();
+        assert_eq!(router.collect(&mut cursor, &filter, 9, &mut seen), Found::All);
+        // What the mailbox has of that is passed over.
+        router.append([entry("acme", 0, 2, 2), entry("acme", 0, 3, 2), entry("evil", 1, 0, 0)]);
+        let mut take = |cursor: &mut Cursor, limit| router.collect_from(&mailbox, cursor, &filter, limit, &mut seen);
+        assert_eq!(take(&mut cursor, 1), Ok(Found::More));
+        assert_eq!(take(&mut cursor, 9), Ok(Found::All));
+        assert_eq!((cursor.next.clone(), cursor.high.clone()), (vec![4, 1], vec![2, 0]));
+        router.restart(1, 7);
+        assert_eq!(take(&mut cursor, 9), Err(Overflowed));
+        assert_eq!(cursor.next, [4, 1]);
+        assert_eq!(offsets(&seen), [(0, 0), (0, 2)]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::commit::Held;
 use super::cursor::Cursor;
 use super::decode::Entry;
 use super::filter::Filter;
+use super::mailbox::{Mailbox, Overflowed};
 use super::route::Found;
 use super::start::{self, Asked};
 use super::{Shared, commit};
@@ -81,9 +82,9 @@ struct Subscription {
     credit: u64,
     /// Whether deliveries use credit up; those of a watch do not.
     counts: bool,
-    bell: watch::Receiver<()>,
+    arrival: Arrival,
     steps: Option<Steps>,
-    /// There may be more in the rings than was collected.
+    /// There may be more than was collected.
     more: bool,
     /// The client has closed its side.
     closed: bool,
@@ -178,8 +179,8 @@ impl Subscription {
             "" => None,
             name => Some(shared.cursors.take(filter.tenant(), name).await?),
         };
-        // The bell first: what is appended from now on rings it.
-        let bell = shared.router.bell(filter.tenant());
+        // First of all: what is appended from now on rings.
+        let arrival = Arrival::new(&shared, &filter);
         let asked = Asked {
             start: open.start,
             on_expired,
@@ -204,7 +205,7 @@ impl Subscription {
                 Flow::Transport => u64::MAX,
             },
             counts: flow == Flow::Credit,
-            bell,
+            arrival,
             steps: None,
             more: true,
             closed: false,
@@ -232,7 +233,7 @@ impl Subscription {
             let hungry = self.credit > 0 && self.backlog.is_empty();
             let reads_steps = hungry && self.steps.is_some();
             let reads_rings = hungry && self.steps.is_none() && self.more;
-            let behind = reads_rings && self.is_behind();
+            let behind = reads_rings && !self.arrival.follows() && self.is_behind();
             tokio::select! {
                 biased;
                 request = inbound.next(), if !self.closed => self.receive(request).await?,
@@ -244,10 +245,7 @@ impl Subscription {
                     let (cursor, filter) = (self.cursor.clone(), self.filter.clone());
                     self.steps = Some(catch_up::begin(self.shared.clone(), cursor, filter, self.on_expired, room));
                 }
-                rung = self.bell.changed(), if !behind => {
-                    rung.map_err(|_| Over::Gone)?;
-                    self.more = true;
-                }
+                () = self.arrival.rung(), if !behind => self.more = true,
                 () = &mut timer => {
                     let now = Instant::now();
                     if self.last_sent + PROGRESS_EVERY <= now {
@@ -271,11 +269,24 @@ impl Subscription {
         }
         let limit = usize::try_from(self.credit).unwrap_or(usize::MAX).min(BATCH_DECISIONS);
         let mut entries = Vec::new();
-        let found = self
-            .shared
-            .router
-            .collect(&mut self.cursor, &self.filter, limit, &mut entries);
-        self.more = found != Found::All;
+        let (cursor, router) = (&mut self.cursor, &self.shared.router);
+        self.more = match &mut self.arrival {
+            Arrival::Mailbox { mailbox, follows } if *follows => {
+                match router.collect_from(mailbox, cursor, &self.filter, limit, &mut entries) {
+                    Ok(found) => found != Found::All,
+                    Err(Overflowed) => {
+                        *follows = false;
+                        true
+                    }
+                }
+            }
+            arrival => {
+                let found = router.collect(cursor, &self.filter, limit, &mut entries);
+                let caught_up = found == Found::All && arrival.follow();
+                // The mailbox has what came meanwhile.
+                found != Found::All || caught_up
+            }
+        };
         self.backlog.extend(entries);
         if self.backlog.is_empty() {
             self.delivered.clone_from(&self.cursor);
@@ -397,6 +408,55 @@ impl Subscription {
             None => {
                 self.closed = true;
                 Ok(())
+            }
+        }
+    }
+}
+
+/// How a subscription learns that there is something for it.
+enum Arrival {
+    /// Its tenant's bell rings, and it looks through the rings.
+    Bell(watch::Receiver<()>),
+    /// It names accounts, and what is decided about them is put aside for it.
+    Mailbox {
+        mailbox: Mailbox,
+        /// It has seen the rings to their end, and takes what is in the mailbox from there.
+        follows: bool,
+    },
+}
+
+impl Arrival {
+    fn new(shared: &Shared, filter: &Filter) -> Self {
+        let accounts = filter.accounts();
+        if accounts.is_empty() {
+            return Self::Bell(shared.router.bell(filter.tenant()));
+        }
+        Self::Mailbox {
+            mailbox: shared.router.mailbox(filter.tenant(), accounts),
+            follows: false,
+        }
+    }
+
+    /// Waits until something came. Cancel-safe.
+    async fn rung(&mut self) {
+        match self {
+            // The router, which the subscription holds, has the other end.
+            Self::Bell(bell) => drop(bell.changed().await),
+            Self::Mailbox { mailbox, .. } => mailbox.rung().await,
+        }
+    }
+
+    const fn follows(&self) -> bool {
+        matches!(self, Self::Mailbox { follows: true, .. })
+    }
+
+    /// Goes over to the mailbox, if there is one.
+    const fn follow(&mut self) -> bool {
+        match self {
+            Self::Bell(_) => false,
+            Self::Mailbox { follows, .. } => {
+                *follows = true;
+                true
             }
         }
     }
