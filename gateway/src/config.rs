@@ -82,9 +82,13 @@ pub struct Config {
     /// unset
     #[arg(long, env = "SLUICE_QUOTAS", value_name = "FILE")]
     pub quotas: Option<PathBuf>,
-    /// Events of one session that may be unacknowledged, in events; at most 65536, and a client may ask for fewer
-    #[arg(long, env = "SLUICE_MAX_IN_FLIGHT_EVENTS", default_value = "10000", value_parser = in_flight())]
+    /// Most events of one session that may ever be unacknowledged, in events; at most 65536, and a client may ask for fewer
+    #[arg(long, env = "SLUICE_MAX_IN_FLIGHT_EVENTS", default_value = "65536", value_parser = in_flight())]
     pub max_in_flight_events: u32,
+    /// Time to the acknowledgement that 99 of 100 events should keep, in milliseconds: sessions may have as many events
+    /// unacknowledged as it allows
+    #[arg(long, env = "SLUICE_ACK_TARGET_MS", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    pub ack_target_ms: u32,
     /// File of secrets that authenticate resume tokens, one a line, the same for all gateways: the first signs, all are
     /// accepted; when unset, a built-in secret works, on loopback only
     #[arg(long, env = "SLUICE_TOKEN_SECRETS", value_name = "FILE")]

@@ -7,6 +7,10 @@ use sluice_gateway::config::{self, Config};
 use sluice_gateway::server::{self, Server};
 use sluice_kafka::{options, telemetry};
 
+/// librdkafka allocates as often as we do, and the `override` feature serves it too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,

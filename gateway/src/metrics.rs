@@ -33,6 +33,8 @@ pub struct Metrics {
     pub credit_withheld: Counter<f64, AtomicU64>,
     /// Time that sessions were not read because of their tenant's quota.
     pub quota_withheld: Counter<f64, AtomicU64>,
+    /// Events of a session that may be unacknowledged now.
+    pub window: Gauge,
     /// Gateways that share the quotas, this one included.
     pub gateways: Gauge,
     /// Time from handing an event to Kafka to queueing its ack.
@@ -77,6 +79,11 @@ impl Metrics {
             "Time that sessions were not read because their tenant's quota was spent",
             Unit::Seconds,
             metrics.quota_withheld.clone(),
+        );
+        registry.register(
+            "window_events",
+            "Events of one session that may be unacknowledged, as the time to the acknowledgement allows",
+            metrics.window.clone(),
         );
         registry.register(
             "peers",

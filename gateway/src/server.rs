@@ -37,6 +37,7 @@ use crate::config::{self, Config};
 use crate::connect::{self, Parts, connect};
 use crate::decisions::consume::Consumer;
 use crate::health::Health;
+use crate::ingest::controller::{self, Controller};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::privacy::Privacy;
@@ -173,6 +174,11 @@ impl Server {
             tracer,
             draining: draining.clone(),
             max_in_flight_events: config.max_in_flight_events,
+            controller: Controller::new(
+                Duration::from_millis(config.ack_target_ms.into()),
+                config.max_in_flight_events,
+                metrics.window.clone(),
+            ),
             max_session_age: Duration::from_secs(config.max_session_age_s.into()),
             clock: unix_micros,
         };
@@ -233,6 +239,7 @@ impl Server {
                 .run(Arc::new(self.registry), readiness, stop.clone().cancelled_owned()),
         );
         let quotas = tokio::spawn(tend(ingest.quotas.clone()));
+        let steering = tokio::spawn(steer(ingest.clone()));
         let connections = ingest.metrics.connections.clone();
         let reloading = tokio::spawn(reload::run(self.auth.clone(), self.tls.clone(), stop.clone()));
         let accepted = accept::connections(self.listener, self.config.max_connections, connections, self.tls);
@@ -273,6 +280,7 @@ impl Server {
         }
         stop.cancel();
         quotas.abort();
+        steering.abort();
         for ended in [
             decision_loop.await.err(),
             counting.await.err(),
@@ -378,6 +386,15 @@ fn routes(
     open.add_service(InterceptedService::new(ingest, authenticated.clone()))
         .add_service(InterceptedService::new(decisions, authenticated.clone()))
         .add_service(InterceptedService::new(schemas, authenticated))
+}
+
+/// Lets the controller set the window, for ever.
+async fn steer(ingest: Arc<ingest::Shared>) {
+    let mut tick = tokio::time::interval(controller::TICK);
+    loop {
+        tick.tick().await;
+        ingest.controller.tick();
+    }
 }
 
 /// Reads the quotas again and again, and forgets who is idle.

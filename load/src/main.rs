@@ -6,6 +6,10 @@ use clap::{Parser, Subcommand};
 use sluice_load::{bench, config_file, demo, report, run};
 use tokio::runtime::{Builder, Runtime};
 
+/// librdkafka's producer, which the benchmarks compare with, has the allocator that the servers have.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const FAILED: u8 = 1;
 const NOT_TRIED: u8 = 2;
 

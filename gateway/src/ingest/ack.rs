@@ -246,7 +246,7 @@ mod tests {
     fn settled(sequence: u64, fate: Fate) -> Settled {
         Settled {
             sequence,
-            permit: Window::new(1).admit(1),
+            permit: Window::new(1, 1).admit(1),
             sent: None,
             fate,
         }

@@ -28,27 +28,43 @@ pub struct Permit {
 /// A session's window.
 #[derive(Debug)]
 pub struct Window {
+    /// What `limit_events` never exceeds.
+    most_events: u32,
     limit_events: i64,
     limit_bytes: i64,
     /// May exceed the limits: the last batch is taken whole, since a batch larger than the window would never fit.
     held_events: i64,
     held_bytes: i64,
-    /// Given back by settled events, not yet granted to the client again.
+    /// Given back by settled events, not yet granted to the client again; below zero while a smaller window is made up for.
     owed_events: i64,
     owed_bytes: i64,
 }
 
 impl Window {
-    /// A window of so many events.
-    pub const fn new(events: u32) -> Self {
+    /// A window of so many events, now and at most.
+    pub fn new(events: u32, most_events: u32) -> Self {
         Self {
-            limit_events: events as i64,
+            most_events,
+            limit_events: events.min(most_events).into(),
             limit_bytes: WINDOW_BYTES,
             held_events: 0,
             held_bytes: 0,
             owed_events: 0,
             owed_bytes: 0,
         }
+    }
+
+    /// Changes how many events may be unacknowledged. Credit cannot be taken back, so a smaller window shows in what is
+    /// granted again.
+    pub fn resize(&mut self, events: u32) {
+        let change = i64::from(events.min(self.most_events)) - self.limit_events;
+        self.limit_events += change;
+        self.owed_events += change;
+    }
+
+    /// Whether at least half of the window is in use.
+    pub const fn is_used(&self) -> bool {
+        self.held_events * 2 >= self.limit_events
     }
 
     /// What the client may send at first.
@@ -95,16 +111,16 @@ impl Window {
     /// What to grant the client now: a chunk, or all there is when nothing is under way, since a client that waits for
     /// more than it has would otherwise wait for ever.
     pub fn grant(&mut self) -> Option<pb::Credit> {
-        let enough = self.owed_events * GRANT_PART >= self.limit_events
+        let events = self.owed_events.max(0);
+        let enough = events * GRANT_PART >= self.limit_events
             || self.owed_bytes * GRANT_PART >= self.limit_bytes
             || self.is_idle();
-        if !enough || self.owed_events == 0 {
+        if !enough || (events == 0 && self.owed_bytes == 0) {
             return None;
         }
-        Some(pb::Credit {
-            events: std::mem::take(&mut self.owed_events),
-            bytes: std::mem::take(&mut self.owed_bytes),
-        })
+        self.owed_events -= events;
+        let bytes = std::mem::take(&mut self.owed_bytes);
+        Some(pb::Credit { events, bytes })
     }
 }
 
@@ -139,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_window_closes_when_events_or_bytes_are_spent() {
-        let mut window = Window::new(2);
+        let mut window = Window::new(2, 1_000);
         assert_eq!(Some(window.initial_credit()), credit(2, WINDOW_BYTES));
         let first = window.admit(10);
         assert!(window.is_open());
@@ -156,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_oversized_batch_drives_the_room_below_zero_and_comes_back_whole() {
-        let mut window = Window::new(2);
+        let mut window = Window::new(2, 1_000);
         let permits: Vec<_> = (0..5).map(|_| window.admit(1)).collect();
         assert!(!window.is_open());
         permits.into_iter().for_each(|permit| window.release(permit));
@@ -166,7 +182,7 @@ mod tests {
 
     #[test]
     fn credit_is_granted_in_chunks_and_the_rest_when_nothing_is_under_way() {
-        let mut window = Window::new(800);
+        let mut window = Window::new(800, 1_000);
         let mut permits: Vec<_> = (0..150).map(|_| window.admit(3)).collect();
         let mut release = |window: &mut Window, count| {
             for permit in permits.drain(..count) {
@@ -185,8 +201,36 @@ mod tests {
     }
 
     #[test]
+    fn a_smaller_window_is_made_up_for_and_a_larger_one_granted() {
+        let mut window = Window::new(800, 1_000);
+        let mut permits: Vec<_> = (0..800).map(|_| window.admit(1)).collect();
+        assert!(window.is_used() && !window.is_open());
+        window.resize(500);
+        permits.drain(..300).for_each(|permit| window.release(permit));
+        assert_eq!(window.grant(), None, "these were one window's too many");
+        assert!(!window.is_open());
+        permits.drain(..100).for_each(|permit| window.release(permit));
+        assert_eq!(window.grant(), credit(100, 400));
+        window.resize(1_000);
+        assert_eq!(window.grant(), credit(500, 0));
+        permits.drain(..).for_each(|permit| window.release(permit));
+        assert!(!window.is_used());
+        assert_eq!(window.grant(), credit(400, 400));
+        assert_eq!(window.grant(), None);
+    }
+
+    #[test]
+    fn bytes_come_back_while_a_smaller_window_is_made_up_for() {
+        let mut window = Window::new(100, 1_000);
+        let permit = window.admit(7);
+        window.resize(10);
+        window.release(permit);
+        assert_eq!(window.grant(), credit(0, 7));
+    }
+
+    #[test]
     fn a_cancelled_event_is_not_granted() {
-        let mut window = Window::new(8);
+        let mut window = Window::new(8, 1_000);
         let permit = window.admit(5);
         window.cancel(permit);
         assert!(window.is_idle());

@@ -1,11 +1,13 @@
 //! Taking events in. `open` answers a session's Open, with what `resume` finds of an earlier one; then the session loop in
 //! `session` drives the stages in this order: `admit` (room in the window, room in
 //! the quota), `decode` (bytes to a checked event), `encode` (the event to a record), `publish` (the record to Kafka).
-//! Delivery reports come back through `ack`, which tells the client what is stored, and free the room.
+//! Delivery reports come back through `ack`, which tells the client what is stored, and free the room; the `controller`
+//! sets how much room there is by how long that took.
 
 pub mod ack;
 pub mod admit;
 pub mod call;
+pub mod controller;
 pub mod decode;
 pub mod encode;
 pub mod fence;
@@ -53,8 +55,10 @@ pub struct Shared {
     pub tracer: Tracer,
     /// Cancelled when the gateway begins to drain.
     pub draining: CancellationToken,
-    /// Events of one session that may be unacknowledged.
+    /// Most events of one session that may ever be unacknowledged.
     pub max_in_flight_events: u32,
+    /// How many of these may be now.
+    pub controller: controller::Controller,
     /// How old a session becomes before its client is asked to go elsewhere, give or take [`session::AGE_JITTER`].
     pub max_session_age: Duration,
     /// The time in microseconds since the Unix epoch.

@@ -73,7 +73,7 @@ pub async fn open(shared: &Shared, caller: &Caller, open: pb::PublishOpen) -> Re
         0 => shared.max_in_flight_events,
         asked => asked.min(shared.max_in_flight_events),
     };
-    let window = Window::new(in_flight);
+    let window = Window::new(shared.controller.window(), in_flight);
     let above: VecDeque<(u64, u64)> = acks.above().collect();
     let settled = above.iter().map(|(first, last)| pb::SequenceRange {
         first_sequence: *first,

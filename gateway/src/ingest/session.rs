@@ -23,6 +23,7 @@ use tonic::Status;
 
 use super::ack::{self, Acks, Fate, Settled, Settlements};
 use super::admit::{Permit, Window};
+use super::controller::Seen;
 use super::encode::Scratch;
 use super::open::{self, Opened};
 use super::publish::{Origin, Recipient, Sender};
@@ -524,13 +525,21 @@ impl Session {
             last.resume_token = self.token().into();
         }
         self.outbox.extend(acks.into_iter().map(Response::Ack));
-        let now = std::time::Instant::now();
+        let (now, used) = (std::time::Instant::now(), self.window.is_used());
+        let Shared {
+            metrics, controller, ..
+        } = &*self.shared;
+        let mut seen = Seen::default();
         for event in self.settled.drain(..) {
             if let Some(sent) = event.sent {
-                self.shared.metrics.ack_latency.observe(now - sent);
+                let took = now - sent;
+                metrics.ack_latency.observe(took);
+                controller.see(&mut seen, took);
             }
             self.window.release(event.permit);
         }
+        controller.tell(seen, used);
+        self.window.resize(controller.window());
         self.grant();
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use sluice_proto::event::PaymentRecord;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -43,7 +44,10 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
     let listen = free_address()?;
     let gateway = installation.start("sluice-gateway", &[("SLUICE_LISTEN", listen.to_string())])?;
     let address = format!("http://{listen}");
-    let records = Arc::new(records::prepare(args.events, installation.schema_id()?)?);
+    let records = Arc::new(records::prepare(
+        args.events,
+        installation.schema_id::<PaymentRecord>()?,
+    )?);
     let bytes: usize = records.iter().map(|record| record.event.len()).sum();
     println!(
         "{} events of {} bytes on average; a round to warm up, then {} runs",

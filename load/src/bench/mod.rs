@@ -1,8 +1,8 @@
 //! `sluice-load bench`: what the gateway and the processor do on this machine, beside a plain Kafka producer on the same
 //! records in the same run.
 //!
-//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest` and
-//! `process` are the benchmarks, `report` prints the figures: medians with their extremes.
+//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `loader`,
+//! `process` and `subscribers` are the benchmarks, `report` prints the figures: medians with their extremes.
 
 mod ingest;
 mod loader;
@@ -12,6 +12,7 @@ mod process;
 mod records;
 mod report;
 mod stream;
+mod subscribers;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub enum Command {
     Loader(loader::Args),
     /// How fast the processor decides a topic full of payments, and how soon at a steady rate
     Process(process::Args),
+    /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
+    Subscribers(subscribers::Args),
 }
 
 /// Options of every benchmark.
@@ -53,6 +56,7 @@ pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
         Command::Ingest(args) => (&args.common, ingest::run(args, runtime)?),
         Command::Loader(args) => (&args.common, loader::run(args)?),
         Command::Process(args) => (&args.common, process::run(args, runtime)?),
+        Command::Subscribers(args) => (&args.common, subscribers::run(args, runtime)?),
     };
     report.print();
     common.json.as_deref().map_or(Ok(()), |path| report.write(path))

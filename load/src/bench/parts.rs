@@ -15,7 +15,6 @@ use anyhow::{Context, bail, ensure};
 use sluice_kafka::Topics;
 use sluice_kafka::registry::Registry;
 use sluice_proto::avro::Record;
-use sluice_proto::event::PaymentRecord;
 use sluice_proto::topics;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
@@ -82,10 +81,10 @@ impl Installation {
         })
     }
 
-    /// The registry's id of the payments' schema.
-    pub(super) fn schema_id(&self) -> anyhow::Result<i32> {
-        let subject = topics::value_subject(&self.topics.payments);
-        let id = Registry::new(&self.registry).register(&subject, PaymentRecord::SCHEMA_JSON)?;
+    /// The registry's id of a record's schema.
+    pub(super) fn schema_id<R: Record>(&self) -> anyhow::Result<i32> {
+        let subject = topics::value_subject(&format!("{}{}", self.kafka.topic_prefix, R::TOPIC));
+        let id = Registry::new(&self.registry).register(&subject, R::SCHEMA_JSON)?;
         i32::try_from(id).context("the registry's id is too large")
     }
 
@@ -149,6 +148,15 @@ impl Part {
     /// Processor time so far, in seconds.
     pub(super) fn cpu_s(&self) -> anyhow::Result<f64> {
         cpu_s(&self.child.id().to_string())
+    }
+
+    /// Resident memory, in MiB.
+    pub(super) fn rss_mib(&self) -> anyhow::Result<f64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        Ok(kib.with_context(|| format!("cannot understand {path}"))? / 1_024.0)
     }
 
     fn tail(&self) -> String {
@@ -277,4 +285,11 @@ fn is_ready(admin: SocketAddr) -> bool {
 #[expect(clippy::disallowed_methods, reason = "another process's state can only be polled")]
 pub(super) fn pause() {
     std::thread::sleep(POLL);
+}
+
+#[expect(clippy::disallowed_methods, reason = "an open-loop schedule waits for time to pass")]
+pub(super) fn until(moment: Instant) {
+    if let Some(wait) = moment.checked_duration_since(Instant::now()) {
+        std::thread::sleep(wait);
+    }
 }

@@ -13,11 +13,12 @@ use sluice_kafka::admin::committed;
 use sluice_kafka::config::Isolation;
 use sluice_proto::avro::Decoder;
 use sluice_proto::decision::Decision;
+use sluice_proto::event::PaymentRecord;
 use sluice_proto::topics;
 use tokio::runtime::Runtime;
 
 use super::Common;
-use super::parts::{Database, Installation, Part, pause};
+use super::parts::{Database, Installation, Part, pause, until};
 use super::plain::Plain;
 use super::records::{self, Record};
 use super::report::{Report, histogram};
@@ -79,7 +80,7 @@ fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let steady = args.rate * args.seconds;
-    let records = records::prepare(args.events + steady, installation.schema_id()?)?;
+    let records = records::prepare(args.events + steady, installation.schema_id::<PaymentRecord>()?)?;
     let (backlog, steady) = records.split_at(args.events as usize);
     let plain = Plain::new(installation)?;
     let filled = plain.send_all(backlog)?;
@@ -271,11 +272,4 @@ fn receive(
         latency.saturating_record((now.saturating_sub(intended(index)).as_micros() as u64).max(1));
     }
     Ok(latency)
-}
-
-#[expect(clippy::disallowed_methods, reason = "an open-loop schedule waits for time to pass")]
-fn until(moment: Instant) {
-    if let Some(wait) = moment.checked_duration_since(Instant::now()) {
-        std::thread::sleep(wait);
-    }
 }
