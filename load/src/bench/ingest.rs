@@ -20,6 +20,9 @@ use super::stream::Stream;
 const BATCH_EVENTS: usize = 64;
 const SINGLE_STREAMS: usize = 4;
 const WAYS: u16 = 3;
+/// The rates at which the steady cost is measured, and for how many seconds.
+const RATES_PER_S: [u32; 3] = [1_000, 10_000, 100_000];
+const STEADY_S: usize = 4;
 
 /// Options of the benchmark.
 #[derive(Clone, Debug, clap::Args)]
@@ -87,12 +90,23 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
             single.events_per_s,
             sent.events_per_s
         );
-        if run == 0 {
-            continue;
+        if run > 0 {
+            add(&mut report, &batched, &single, &sent);
         }
-        add(&mut report, &batched, &single, &sent);
+        for rate in RATES_PER_S {
+            let steady = &records[..records.len().min(rate as usize * STEADY_S)];
+            let id = id(&format!("steady-{rate}"));
+            let through = publish_at(&gateway, &address, id, steady, rate);
+            let through = runtime
+                .block_on(through)
+                .with_context(|| format!("at {rate}/s, run {run}"))?;
+            let plain = plain.send_at(steady, f64::from(rate))?;
+            if run > 0 {
+                add_steady(&mut report, rate, &through, &plain);
+            }
+        }
     }
-    println!("latencies are those of senders that go as fast as they can: they measure queues");
+    println!("latencies without a rate are those of senders that go as fast as they can: they measure queues");
     Ok(report)
 }
 
@@ -117,6 +131,38 @@ fn add(report: &mut Report, batched: &Through, single: &Through, plain: &Sent) {
     report.add_latency(["ingest_plain_ack_p50_ms", "ingest_plain_ack_p99_ms"], &plain.latency);
 }
 
+fn add_steady(report: &mut Report, rate_per_s: u32, through: &Through, plain: &Histogram<u64>) {
+    let cpu_us = through.cpu_us_per_event;
+    match rate_per_s {
+        1_000 => report.add("cpu_us_per_event_at_1k", "us", cpu_us),
+        10_000 => {
+            report.add("cpu_us_per_event", "us", cpu_us);
+            report.add_latency(["ack_p50_ms", "ack_p99_ms"], &through.latency);
+            report.add_latency(["producer_p50_ms", "producer_p99_ms"], plain);
+        }
+        _ => report.add("cpu_us_per_event_at_100k", "us", cpu_us),
+    }
+}
+
+/// Publishes over one stream at a rate.
+async fn publish_at(
+    gateway: &Part,
+    address: &str,
+    id: String,
+    records: &[Record],
+    rate_per_s: u32,
+) -> anyhow::Result<Through> {
+    let stream = Stream::open(address, id).await?;
+    let (cpu_s, started) = (gateway.cpu_s()?, Instant::now());
+    let latency = stream.publish(records, BATCH_EVENTS, Some(rate_per_s.into())).await?;
+    let elapsed_s = started.elapsed().as_secs_f64();
+    Ok(Through {
+        events_per_s: records.len() as f64 / elapsed_s,
+        cpu_us_per_event: (gateway.cpu_s()? - cpu_s) * 1e6 / records.len() as f64,
+        latency,
+    })
+}
+
 /// Divides the records among the streams, sends them, and waits until all are stored.
 async fn publish(
     gateway: &Part,
@@ -137,7 +183,7 @@ async fn publish(
         let records = Arc::clone(records);
         sending.spawn(async move {
             let end = records.len().min((index + 1) * share);
-            stream.publish(&records[index * share..end], per_message).await
+            stream.publish(&records[index * share..end], per_message, None).await
         });
     }
     let mut latency = histogram();

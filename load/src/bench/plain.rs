@@ -14,7 +14,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use sluice_proto::headers;
 
-use super::parts::{Installation, own_cpu_s};
+use super::parts::{Installation, own_cpu_s, until};
 use super::records::{Record, SCHEMA, TENANT};
 use super::report::histogram;
 
@@ -39,16 +39,16 @@ struct Reports {
 impl ClientContext for Reports {}
 
 impl ProducerContext for Reports {
-    /// When the record was sent, in microseconds since the start.
+    /// When the record was due, in microseconds since the start.
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, sent_micros: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, due_micros: usize) {
         let now_micros = self.started.elapsed().as_micros() as u64;
         let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(_stored) => latency
                 .0
-                .saturating_record((now_micros.saturating_sub(sent_micros as u64)).max(1)),
+                .saturating_record((now_micros.saturating_sub(due_micros as u64)).max(1)),
             Err(_failed) => latency.1 += 1,
         }
     }
@@ -94,9 +94,30 @@ impl Plain {
         })
     }
 
+    /// Sends everything at a rate and waits for every report. A latency counts from when a record is due.
+    pub(super) fn send_at(&self, records: &[Record], rate_per_s: f64) -> anyhow::Result<Histogram<u64>> {
+        self.take_latency();
+        let started = Instant::now();
+        for (index, record) in records.iter().enumerate() {
+            let due = started + Duration::from_secs_f64(index as f64 / rate_per_s);
+            until(due);
+            self.send_due(record, index, due)?;
+        }
+        self.producer
+            .flush(FLUSH_TIMEOUT)
+            .context("not everything was delivered")?;
+        let (latency, failed) = self.take_latency();
+        ensure!(failed == 0, "{failed} records were not delivered");
+        Ok(latency)
+    }
+
     /// Sends one record; waits while the producer's queue is full.
     pub(super) fn send(&self, record: &Record, sequence: usize) -> anyhow::Result<()> {
-        let sent_micros = self.producer.context().started.elapsed().as_micros() as usize;
+        self.send_due(record, sequence, Instant::now())
+    }
+
+    fn send_due(&self, record: &Record, sequence: usize, due: Instant) -> anyhow::Result<()> {
+        let due_micros = (due - self.producer.context().started).as_micros() as usize;
         let sequence = sequence.to_string();
         let header = |key, value| Header {
             key,
@@ -109,7 +130,7 @@ impl Plain {
             .insert(header(headers::PRODUCER_EPOCH, "1"))
             .insert(header(headers::SEQUENCE, &sequence))
             .insert(header(headers::SCHEMA, SCHEMA));
-        let mut next = BaseRecord::with_opaque_to(&self.topic, sent_micros)
+        let mut next = BaseRecord::with_opaque_to(&self.topic, due_micros)
             .key(record.key.as_str())
             .payload(&record.payload[..])
             .headers(headers);

@@ -3,7 +3,7 @@
 //!
 //! Keeps the contract (credit, sequence numbers) without the client's resumption: a stream that ends is an error here.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use sluice_proto::pb::publish_response::Message as Response;
 use sluice_proto::pb::{AckStatus, PublishOpen, PublishRequest, PublishResponse};
 use sluice_proto::wire::EventBatch;
 use tokio::sync::mpsc;
+use tokio::time::sleep_until;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -72,17 +73,25 @@ impl Stream {
         })
     }
 
-    /// Publishes the records, and waits until all are stored. The latency is from a message's sending to an event's ack.
-    pub(super) async fn publish(mut self, records: &[Record], per_message: usize) -> anyhow::Result<Histogram<u64>> {
+    /// Publishes the records, and waits until all are stored: as fast as it can, with the latency from a message's sending
+    /// to an event's ack, or at a rate, with the latency from when an event is due.
+    pub(super) async fn publish(
+        mut self,
+        records: &[Record],
+        per_message: usize,
+        rate_per_s: Option<f64>,
+    ) -> anyhow::Result<Histogram<u64>> {
         let started = Instant::now();
+        let due = |index: usize| rate_per_s.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(index as f64 / rate));
         let mut latency = histogram();
-        let mut sent_micros: Vec<u64> = Vec::with_capacity(records.len());
+        let mut since_micros: Vec<u64> = Vec::with_capacity(records.len());
         let mut stored = 0;
         while stored < records.len() {
-            let events = records[sent_micros.len()..]
-                .iter()
+            let (sent, now) = (since_micros.len(), started.elapsed());
+            let events = (sent..records.len())
                 .take(per_message)
-                .map(|record| record.event.clone());
+                .take_while(|index| due(*index) <= now);
+            let events = events.map(|index| records[index].event.clone());
             let events: Vec<Bytes> = events.collect();
             let bytes: i64 = events.iter().map(|event| event.len() as i64).sum();
             let may_send =
@@ -90,14 +99,15 @@ impl Stream {
             tokio::select! {
                 biased;
                 permit = self.outgoing.reserve(), if may_send => {
-                    let first_sequence = sent_micros.len() as u64 + 1;
-                    let now_micros = started.elapsed().as_micros() as u64;
-                    sent_micros.resize(sent_micros.len() + events.len(), now_micros);
+                    let first_sequence = sent as u64 + 1;
+                    let since = |index| if rate_per_s.is_some() { due(index) } else { now };
+                    since_micros.extend((sent..sent + events.len()).map(|index| since(index).as_micros() as u64));
                     self.credit_events -= events.len() as i64;
                     self.credit_bytes -= bytes;
                     let message = Some(Request::Batch(EventBatch { first_sequence, events }));
                     permit.context("the gateway closed the stream")?.send(PublishRequest { message });
                 }
+                () = sleep_until((started + due(sent)).into()), if events.is_empty() && sent < records.len() => {}
                 response = self.incoming.message() => {
                     let response = response?.context("the gateway ended the stream")?;
                     match response.message {
@@ -106,8 +116,8 @@ impl Stream {
                             let now_micros = started.elapsed().as_micros() as u64;
                             let acknowledged = ack.first_sequence as usize - 1..ack.last_sequence as usize;
                             stored += acknowledged.len();
-                            for sent in &sent_micros[acknowledged] {
-                                latency.saturating_record((now_micros - sent).max(1));
+                            for since in &since_micros[acknowledged] {
+                                latency.saturating_record((now_micros - since).max(1));
                             }
                         }
                         Some(Response::Credit(credit)) => {
