@@ -57,7 +57,7 @@ pub struct Config {
     /// Let several gateways of this machine listen on the same address and share its connections
     #[arg(long, env = "SLUICE_REUSE_PORT", default_value = "false", action = clap::ArgAction::Set)]
     pub reuse_port: bool,
-    /// Origins whose pages may call by gRPC-Web, such as https://desk.example; comma separated; none: HTTP/2 only
+    /// Origins whose pages may call by gRPC-Web, such as `https://desk.example`; comma separated; none: HTTP/2 only
     #[arg(long, env = "SLUICE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<HeaderValue>,
     /// TOML file with what becomes of personal data; none: card numbers in texts are refused

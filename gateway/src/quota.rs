@@ -2,8 +2,9 @@
 //! gateways that are alive.
 //!
 //! Comes before decoding, so that a tenant over its quota costs little; the session waits where a unary call is refused.
-//! A bucket may be overdrawn by one batch and then has to fill up again, so that a batch larger than a burst passes and
-//! the rate holds all the same.
+//! A batch is paid for as a whole before it goes on, in parts where it is larger than a burst.
+
+mod limiter;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
 
+use self::limiter::Limiter;
 use crate::auth::Caller;
 
 /// How often tenants and principals that published nothing lately are forgotten.
@@ -93,15 +95,17 @@ pub struct Quotas {
     gateways: Arc<AtomicU32>,
 }
 
+/// What one tenant or principal has left.
 #[derive(Debug)]
-struct Bucket(Mutex<Level>);
+struct Bucket(Mutex<State>);
 
 #[derive(Debug)]
-struct Level {
+struct State {
     limits: Limits,
-    events: f64,
-    bytes: f64,
-    at: Instant,
+    gateways: u32,
+    /// Of events and of bytes.
+    limiters: [Option<Limiter>; 2],
+    used: Instant,
 }
 
 /// One caller's way to its quotas, kept for as long as a session.
@@ -109,6 +113,17 @@ struct Level {
 pub struct Meter {
     buckets: [Arc<Bucket>; 2],
     gateways: Arc<AtomicU32>,
+}
+
+/// Events and their bytes that are not paid for yet: of the tenant's quotas, then of the principal's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due([[u64; 2]; 2]);
+
+impl Due {
+    /// Nothing paid yet of so many events with so many bytes.
+    pub const fn of(events: u64, bytes: u64) -> Self {
+        Self([[events, bytes]; 2])
+    }
 }
 
 #[derive(Deserialize)]
@@ -157,7 +172,9 @@ impl Quotas {
         };
         let table = read(path, self.defaults)?;
         for (scope, bucket) in self.buckets.lock().iter() {
-            bucket.0.lock().limits = limits(&table, self.defaults, scope);
+            let mut state = bucket.0.lock();
+            let gateways = state.gateways;
+            state.change(limits(&table, self.defaults, scope), gateways);
         }
         *self.table.write() = table;
         Ok(())
@@ -184,96 +201,78 @@ impl Quotas {
             return bucket.clone();
         }
         let limits = limits(&self.table.read(), self.defaults, &scope);
-        let bucket = Arc::new(Bucket::full(limits));
+        let bucket = Arc::new(Bucket(Mutex::new(State::full(limits, count(&self.gateways)))));
         buckets.insert(scope, bucket.clone());
         bucket
     }
 
     /// Forgets buckets that nobody uses and that are indistinguishable from new ones.
     pub fn forget_idle(&self) {
-        let now = Instant::now();
-        let share = share(&self.gateways);
         self.buckets
             .lock()
-            .retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.0.lock().is_full(now, share));
+            .retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.0.lock().is_full());
     }
 }
 
 impl Meter {
-    /// Takes so much from the tenant's quota and from the principal's, or nothing from either.
+    /// Pays what is due to the tenant's quotas and to the principal's, as far as they reach; what is paid stays paid.
     ///
     /// # Errors
-    /// [`Spent`], with the quota that has to be waited for the longest.
-    pub fn take(&self, events: u64, bytes: u64) -> Result<(), Spent> {
-        let (now, share) = (Instant::now(), share(&self.gateways));
-        let [tenant, principal] = &self.buckets;
-        let (mut tenant, mut principal) = (tenant.0.lock(), principal.0.lock());
-        let spent = tenant.spent(now, share, NAMES[0]).into_iter();
-        let spent = spent.chain(principal.spent(now, share, NAMES[1]));
-        if let Some(spent) = spent.max_by_key(|spent| spent.retry_after) {
-            return Err(spent);
-        }
-        for level in [&mut tenant, &mut principal] {
-            level.events -= events as f64;
-            level.bytes -= bytes as f64;
+    /// [`Spent`], with the first quota that does not reach: wait, and pay the rest.
+    pub fn pay(&self, due: &mut Due) -> Result<(), Spent> {
+        let gateways = count(&self.gateways);
+        // The principal's first: a principal over its own quota takes nothing from its tenant's.
+        for scope in [1, 0] {
+            let mut state = self.buckets[scope].0.lock();
+            if state.gateways != gateways {
+                let limits = state.limits;
+                state.change(limits, gateways);
+            }
+            state.used = Instant::now();
+            for (kind, limiter) in state.limiters.iter().enumerate() {
+                if let Some(limiter) = limiter {
+                    limiter.pay(&mut due.0[scope][kind]).map_err(|retry_after| Spent {
+                        quota: NAMES[scope][kind],
+                        retry_after,
+                    })?;
+                }
+            }
         }
         Ok(())
     }
 }
 
-/// This gateway's part of every quota.
-fn share(gateways: &AtomicU32) -> f64 {
-    1.0 / f64::from(gateways.load(Ordering::Relaxed).max(1))
+/// How many gateways share every quota.
+fn count(gateways: &AtomicU32) -> u32 {
+    gateways.load(Ordering::Relaxed).max(1)
 }
 
-impl Bucket {
-    fn full(limits: Limits) -> Self {
-        let burst = |rate: Option<Rate>| rate.map_or(0.0, |rate| rate.burst);
-        Self(Mutex::new(Level {
+impl State {
+    fn full(limits: Limits, gateways: u32) -> Self {
+        let full = |rate: Option<Rate>| rate.map(|rate| Limiter::new(rate, gateways, 1.0));
+        Self {
             limits,
-            events: burst(limits.events),
-            bytes: burst(limits.bytes),
-            at: Instant::now(),
-        }))
-    }
-}
-
-impl Level {
-    /// Brings the levels to now.
-    fn fill(&mut self, now: Instant, share: f64) {
-        let seconds = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = self.at.max(now);
-        let filled = |level: f64, rate: Option<Rate>| {
-            // Without a bound, what was taken is forgotten.
-            rate.map_or(0.0, |rate| {
-                (level + seconds * rate.per_s * share).min(rate.burst * share)
-            })
-        };
-        self.events = filled(self.events, self.limits.events);
-        self.bytes = filled(self.bytes, self.limits.bytes);
+            gateways,
+            limiters: [limits.events, limits.bytes].map(full),
+            used: Instant::now(),
+        }
     }
 
-    fn spent(&mut self, now: Instant, share: f64, [events, bytes]: [&'static str; 2]) -> Option<Spent> {
-        self.fill(now, share);
-        let wait = |level: f64, rate: Option<Rate>, quota| {
-            let rate = rate?;
-            // There has to be a whole event or byte, or what a small share has at all.
-            let missing = 1.0_f64.min(rate.burst * share) - level;
-            let retry_after = Duration::from_secs_f64(missing.max(0.0) / (rate.per_s * share));
-            (missing > 0.0).then_some(Spent { quota, retry_after })
-        };
-        let of_events = wait(self.events, self.limits.events, events);
-        let of_bytes = wait(self.bytes, self.limits.bytes, bytes);
-        of_events
-            .into_iter()
-            .chain(of_bytes)
-            .max_by_key(|spent| spent.retry_after)
+    /// Goes on with other limits, or as one of more or fewer gateways.
+    fn change(&mut self, limits: Limits, gateways: u32) {
+        if (self.limits, self.gateways) == (limits, gateways) {
+            return;
+        }
+        let left = |limiter: &Option<Limiter>| limiter.as_ref().map_or(1.0, Limiter::left);
+        let [events, bytes] = &self.limiters;
+        let change = |rate: Option<Rate>, left| rate.map(|rate| Limiter::new(rate, gateways, left));
+        self.limiters = [change(limits.events, left(events)), change(limits.bytes, left(bytes))];
+        (self.limits, self.gateways) = (limits, gateways);
     }
 
-    fn is_full(&mut self, now: Instant, share: f64) -> bool {
-        self.fill(now, share);
-        let full = |level: f64, rate: Option<Rate>| rate.is_none_or(|rate| level >= rate.burst * share);
-        full(self.events, self.limits.events) && full(self.bytes, self.limits.bytes)
+    fn is_full(&self) -> bool {
+        let refill = self.limiters.iter().flatten().map(Limiter::refill).max();
+        self.used.elapsed() >= refill.unwrap_or_default()
     }
 }
 

@@ -12,12 +12,6 @@ const fn rate_of(per_s: u32, burst: u32) -> Option<Rate> {
     })
 }
 
-fn level(events: Option<Rate>, bytes: Option<Rate>) -> Level {
-    Bucket::full(Limits { events, bytes }).0.into_inner()
-}
-
-const QUOTAS: [&str; 2] = ["events", "bytes"];
-
 fn write(text: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("sluice-quotas-{}", uuid::Uuid::new_v4()));
     std::fs::write(&path, text).expect("write");
@@ -34,54 +28,47 @@ fn caller(tenant: &str, name: &str) -> Caller {
     }
 }
 
-#[test]
-fn an_overdrawn_bucket_fills_at_its_rate() {
-    let mut level = level(rate_of(10, 20), None);
-    let start = level.at;
-    assert_eq!(level.spent(start, 1.0, QUOTAS), None);
-    level.events -= 50.0;
-    let spent = level.spent(start, 1.0, QUOTAS).expect("overdrawn");
-    assert_eq!(
-        spent,
-        Spent {
-            quota: "events",
-            retry_after: Duration::from_millis(3_100)
-        }
-    );
-    assert!(level.spent(start + Duration::from_secs(2), 1.0, QUOTAS).is_some());
-    assert_eq!(level.spent(start + Duration::from_millis(3_101), 1.0, QUOTAS), None);
-    // A pause gives a burst, and no more.
-    assert!(level.is_full(start + Duration::from_secs(60), 1.0));
-    assert!((level.events - 20.0).abs() < 1e-9);
-}
-
-#[test]
-fn the_quota_with_the_longest_wait_is_told() {
-    let mut level = level(rate_of(10, 10), rate_of(100, 100));
-    let start = level.at;
-    (level.events, level.bytes) = (-10.0, -1_000.0);
-    let spent = level.spent(start, 1.0, QUOTAS).expect("overdrawn");
-    assert_eq!((spent.quota, spent.retry_after.as_secs()), ("bytes", 10));
-}
-
-#[test]
-fn gateways_share_rate_and_burst() {
-    let mut level = level(rate_of(100, 100), None);
-    let start = level.at;
-    level.events = 0.0;
-    level.fill(start + Duration::from_millis(500), 0.25);
-    assert!((level.events - 12.5).abs() < 1e-9);
-    level.fill(start + Duration::from_secs(60), 0.25);
-    assert!((level.events - 25.0).abs() < 1e-9);
+fn pay(meter: &Meter, events: u64) -> Result<(), Spent> {
+    meter.pay(&mut Due::of(events, 100))
 }
 
 #[test]
 fn what_has_no_bound_is_never_spent() {
-    let mut level = level(None, None);
-    let start = level.at;
-    (level.events, level.bytes) = (-1e9, -1e12);
-    assert_eq!(level.spent(start, 1.0, QUOTAS), None);
-    assert!(level.is_full(start, 1.0));
+    let quotas = Quotas::load(None, Limits::default()).expect("valid");
+    let meter = quotas.meter(&caller("a", "b"));
+    assert_eq!(meter.pay(&mut Due::of(u64::MAX, u64::MAX)), Ok(()));
+}
+
+#[test]
+fn what_is_paid_stays_paid_while_the_rest_is_waited_for() {
+    let limits = Limits {
+        events: rate_of(1, 10),
+        bytes: rate_of(1, 1_000),
+    };
+    let meter = Quotas::load(None, limits).expect("valid").meter(&caller("a", "b"));
+    let mut due = Due::of(5, 1_500);
+    let spent = meter.pay(&mut due).expect_err("more bytes than a burst");
+    assert_eq!(
+        (spent.quota, due),
+        ("tenant.bytes_per_second", Due([[0, 500], [5, 1_500]]))
+    );
+    let mut more = Due::of(5, 0);
+    assert_eq!(meter.pay(&mut more), Ok(()), "the events were paid once");
+    assert_eq!(pay(&meter, 1).expect_err("spent").quota, "tenant.events_per_second");
+}
+
+#[test]
+fn another_gateway_leaves_a_share_of_what_was_left() {
+    let limits = Limits {
+        events: rate_of(1, 100),
+        bytes: None,
+    };
+    let quotas = Quotas::load(None, limits).expect("valid");
+    let meter = quotas.meter(&caller("a", "b"));
+    assert_eq!(pay(&meter, 60), Ok(()));
+    quotas.gateways().store(2, Ordering::Relaxed);
+    assert_eq!(pay(&meter, 19), Ok(()));
+    assert!(pay(&meter, 3).is_err(), "four tenths of a half is twenty");
 }
 
 #[test]
@@ -100,19 +87,16 @@ fn tenants_and_principals_have_their_own() {
         quotas.meter(&caller("a", "large")),
         quotas.meter(&caller("b", "small")),
     );
-    assert_eq!(small.take(2, 100), Ok(()));
-    assert_eq!(
-        small.take(1, 100).expect_err("spent").quota,
-        "principal.events_per_second"
-    );
-    assert_eq!(large.take(3, 100), Ok(()));
-    assert_eq!(large.take(1, 100).expect_err("spent").quota, "tenant.events_per_second");
-    assert_eq!(other.take(900, 100), Ok(()));
+    assert_eq!(pay(&small, 2), Ok(()));
+    assert_eq!(pay(&small, 1).expect_err("spent").quota, "principal.events_per_second");
+    assert_eq!(pay(&large, 3), Ok(()));
+    assert_eq!(pay(&large, 1).expect_err("spent").quota, "tenant.events_per_second");
+    assert_eq!(pay(&other, 900), Ok(()));
 
     // A raised quota counts at once, and so does a file without it; a bad one changes nothing.
     std::fs::write(&path, "[[tenant]]\nname = \"a\"\nevents_per_s = 1000000000\n").expect("write");
     quotas.reload().expect("valid");
-    assert!((0..).any(|_| large.take(1, 100).is_ok()));
+    assert!((0..).any(|_| pay(&large, 1).is_ok()));
     std::fs::write(&path, "nonsense").expect("write");
     assert!(quotas.reload().is_err());
     drop((small, large, other));

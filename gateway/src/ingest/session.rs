@@ -32,7 +32,7 @@ use super::token::Owner;
 use super::{Shared, decode, fence};
 use crate::auth::Caller;
 use crate::metrics::Counted;
-use crate::quota::{LONGEST_HOLD, Meter};
+use crate::quota::{Due, LONGEST_HOLD, Meter};
 use crate::status::{self, Failure};
 
 /// How long settled events wait for others to share an ack with: the resolution of the timer.
@@ -76,8 +76,8 @@ struct Batch {
     duplicates: Vec<RangeInclusive<u64>>,
     /// Index of the next event to be handled.
     next: usize,
-    /// Events and their bytes that the quotas do not cover yet.
-    uncovered: [u64; 2],
+    /// What the quotas do not cover yet.
+    due: Due,
 }
 
 /// Why the stream is not read.
@@ -399,7 +399,7 @@ impl Session {
                 events: batch.events,
                 duplicates: plan.duplicates,
                 next: 0,
-                uncovered: [plan.fresh as u64, bytes],
+                due: Due::of(plan.fresh as u64, bytes),
             });
             self.publish(Instant::now());
         }
@@ -409,10 +409,7 @@ impl Session {
     /// Goes on with the batch until it is through, the quota is spent or Kafka's queue is full.
     fn publish(&mut self, now: Instant) {
         let Some(mut batch) = self.batch.take() else { return };
-        let [events, bytes] = batch.uncovered;
-        if events > 0
-            && let Err(spent) = self.meter.take(events, bytes)
-        {
+        if let Err(spent) = self.meter.pay(&mut batch.due) {
             self.batch = Some(batch);
             self.hold = Some((now + spent.retry_after.min(LONGEST_HOLD), Withheld::Quota));
             if spent.retry_after >= THROTTLE_FROM {
@@ -423,7 +420,6 @@ impl Session {
             }
             return;
         }
-        batch.uncovered = [0; 2];
         let shared = self.shared.clone();
         let sender = shared.publisher.sender();
         let now_us = (shared.clock)();

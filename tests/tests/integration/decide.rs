@@ -153,7 +153,7 @@ fn what_is_no_payment_is_refused_and_not_stored() {
 }
 
 #[test]
-fn a_tenant_never_gets_anothers_decision_of_the_same_event_id() {
+fn a_tenant_never_gets_the_decision_of_another_by_the_same_event_id() {
     on_shared(async |stack| {
         let (one, other) = (stack.tenant(), stack.tenant());
         let payment = events::payment("shared-id");
