@@ -269,7 +269,7 @@ impl Thresholds {
         }
         let day = 86_400;
         for (option, value, most) in [
-            ("--high-frequency-window-s", self.high_frequency_window_s, day),
+            ("--high-frequency-window-s", self.high_frequency_window_s, 300),
             ("--travel-place-window-s", self.travel_place_window_s, day),
             ("--travel-max-kmh", self.travel_max_kmh, 1_000_000),
             ("--allowed-lateness-s", self.allowed_lateness_s, day),

@@ -20,6 +20,7 @@ use sluice_proto::avro;
 use sluice_proto::decision::Decision;
 use uuid::Uuid;
 
+use crate::account::Horizons;
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
 use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
@@ -29,7 +30,7 @@ use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
 use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
-use crate::state::{Horizons, Observed, State};
+use crate::state::{Observed, State};
 use crate::takeover::{self, Start, take_over};
 
 /// How long a lane without records waits before it flushes its watermarks and looks whether it should end.
@@ -51,6 +52,7 @@ pub(crate) struct Settings {
     pub(crate) postgres: String,
     pub(crate) bounds: Bounds,
     pub(crate) rules: RuleSet,
+    pub(crate) lateness_us: i64,
     pub(crate) horizons: Horizons,
     pub(crate) payment_schema: i32,
     pub(crate) decision_schema: i32,
@@ -303,7 +305,7 @@ impl Lane<'_> {
                     batch.duplicates += 1;
                     continue;
                 }
-                Observed::Late => rules.judge_late(&input.payment),
+                Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us),
                 Observed::Fresh(features) => rules.judge(&input.payment, &features),
             };
             let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
@@ -428,8 +430,7 @@ impl Lane<'_> {
         }
         self.measured = Instant::now();
         let sizes = self.parts.values().map(|part| part.state.sizes());
-        let (payments, accounts) = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
-        self.settings.metrics.remembered(self.number, payments, accounts);
+        self.settings.metrics.remembered(self.number, sizes.sum());
         let topic = &self.settings.topics.payments;
         for (partition, part) in &self.parts {
             let Ok((_, high)) = self.consumer.fetch_watermarks(topic, *partition, LAG_TIMEOUT) else {

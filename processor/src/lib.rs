@@ -7,14 +7,19 @@
 pub mod config;
 pub mod processor;
 
+mod account;
+mod amounts;
 mod batch;
 mod breaker;
+mod calendar;
 mod consume;
 mod dead_letter;
 mod decode;
 mod features;
+mod habits;
 mod lane;
 mod ledger;
+mod merchant;
 mod metrics;
 mod publish;
 mod refill;

@@ -15,6 +15,7 @@ use sluice_proto::decision::Outcome;
 
 use crate::batch::{Batch, Written};
 use crate::dead_letter::Kind;
+use crate::state::Sizes;
 
 /// Upper bounds of the batch sizes, in events.
 const BATCH_BOUNDS: [f64; 10] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0];
@@ -83,6 +84,7 @@ pub(crate) struct Metrics {
     breaker_open: Family<ByLane, Gauge>,
     remembered_payments: Family<ByLane, Gauge>,
     remembered_accounts: Family<ByLane, Gauge>,
+    remembered_merchants: Family<ByLane, Gauge>,
 }
 
 impl Metrics {
@@ -102,6 +104,7 @@ impl Metrics {
             breaker_open: Family::default(),
             remembered_payments: Family::default(),
             remembered_accounts: Family::default(),
+            remembered_merchants: Family::default(),
         };
         let our = registry.sub_registry_with_prefix("processor");
         our.register(
@@ -171,6 +174,11 @@ impl Metrics {
             "Accounts in a lane's state",
             metrics.remembered_accounts.clone(),
         );
+        our.register(
+            "remembered_merchants",
+            "Merchants in a lane's state",
+            metrics.remembered_merchants.clone(),
+        );
         // A counter that only appears with its first event cannot be alerted on.
         for outcome in Outcome::ALL {
             drop(metrics.outcome(outcome));
@@ -227,10 +235,11 @@ impl Metrics {
     }
 
     /// Says how much a lane's state holds.
-    pub(crate) fn remembered(&self, lane: u16, payments: usize, accounts: usize) {
+    pub(crate) fn remembered(&self, lane: u16, sizes: Sizes) {
         for (gauge, count) in [
-            (&self.remembered_payments, payments),
-            (&self.remembered_accounts, accounts),
+            (&self.remembered_payments, sizes.payments),
+            (&self.remembered_accounts, sizes.accounts),
+            (&self.remembered_merchants, sizes.merchants),
         ] {
             gauge
                 .get_or_create(&ByLane { lane })

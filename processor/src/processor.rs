@@ -24,6 +24,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::calendar::SECOND_US;
 use crate::config::Config;
 use crate::consume::Bounds;
 use crate::lane::{self, Settings, Signals};
@@ -135,6 +136,7 @@ impl Processor {
                 linger: Duration::from_millis(config.batch_linger_ms.into()),
             },
             rules,
+            lateness_us: i64::from(config.thresholds.allowed_lateness_s) * SECOND_US,
             horizons: horizons(&config.thresholds),
             payment_schema,
             decision_schema,

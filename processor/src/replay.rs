@@ -13,8 +13,9 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use sluice_kafka::error;
 
+use crate::account::Horizons;
 use crate::decode::{Decoder, Failure};
-use crate::state::{Horizons, State};
+use crate::state::State;
 
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
@@ -33,9 +34,9 @@ pub(crate) struct Replayed {
 
 impl Replayed {
     /// The state before the record at this offset, as if nothing came before it.
-    pub(crate) fn empty(horizons: Horizons, next: i64) -> Self {
+    pub(crate) fn empty(lateness_us: i64, horizons: Horizons, next: i64) -> Self {
         Self {
-            state: State::new(horizons),
+            state: State::new(lateness_us, horizons),
             next,
         }
     }

@@ -171,7 +171,8 @@ fn states(settings: &Settings, owners: &[Owner], offsets: &BTreeMap<i32, Ends>) 
             .kept
             .take(owner.part)
             .filter(|kept| (low..=committed).contains(&kept.next));
-        let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
+        let replayed =
+            usable.unwrap_or_else(|| Replayed::empty(settings.lateness_us, settings.horizons, low.min(committed)));
         (owner.part, (replayed, committed))
     };
     owners.iter().map(state).collect()

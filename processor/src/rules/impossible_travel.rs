@@ -2,7 +2,7 @@
 
 use sluice_proto::decision::Reason;
 
-use super::Rule;
+use super::{Rule, Seconds};
 use crate::config::Thresholds;
 use crate::features::{Features, Move, Trip};
 
@@ -64,15 +64,6 @@ fn speed_kmh(trip: &Trip) -> f64 {
     trip.distance_km / (trip.elapsed_us.max(SHORTEST_TRIP_US) as f64 / MICROS_PER_HOUR)
 }
 
-/// Microseconds, shown as seconds with as many digits as a person wants to read.
-struct Seconds(i64);
-
-impl std::fmt::Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.1} s", self.0 as f64 / 1e6)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +71,6 @@ mod tests {
 
     fn check(moved: Option<i64>, travelled: Option<(f64, i64)>) -> Option<String> {
         let features = Features {
-            recent_payments: 1,
             moved: moved.map(|elapsed_us| Move {
                 from: "Paris, FR".to_owned(),
                 to: "Tokyo, JP".to_owned(),
@@ -90,6 +80,7 @@ mod tests {
                 distance_km,
                 elapsed_us,
             }),
+            ..Features::default()
         };
         ImpossibleTravel::new(&Thresholds::default())
             .check(&features)

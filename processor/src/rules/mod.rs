@@ -13,11 +13,10 @@ use std::sync::Arc;
 use sluice_proto::decision::{Reason, Verdict};
 use sluice_proto::event::PaymentRecord;
 
+use crate::account::{Horizons, fnv1a};
 use crate::config::Thresholds;
 use crate::features::Features;
 use crate::score;
-use crate::state::Horizons;
-use crate::whereabouts::FARTHEST_KM;
 
 use high_frequency::HighFrequency;
 use impossible_travel::ImpossibleTravel;
@@ -50,6 +49,15 @@ impl Rule {
             contribution: self.contribution,
             detail,
         }
+    }
+}
+
+/// Microseconds, shown as seconds with as many digits as a person wants to read.
+struct Seconds(i64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} s", self.0 as f64 / 1e6)
     }
 }
 
@@ -101,10 +109,10 @@ impl RuleSet {
     }
 
     /// Judges a payment that came too late for the rules that need history: conservatively, so that it is never approved.
-    pub(crate) fn judge_late(&self, payment: &PaymentRecord) -> Verdict {
+    pub(crate) fn judge_late(&self, payment: &PaymentRecord, behind_us: i64) -> Verdict {
         let mut reasons = Vec::new();
         reasons.extend(self.large_amount.check(payment));
-        reasons.push(self.late_event.reason());
+        reasons.push(self.late_event.reason(behind_us));
         let score = score::combine(&reasons);
         Verdict {
             outcome: self.bands.outcome(score).max(sluice_proto::decision::Outcome::Review),
@@ -118,14 +126,9 @@ impl RuleSet {
 /// How far back the past matters to the rules with these thresholds.
 pub(crate) fn horizons(thresholds: &Thresholds) -> Horizons {
     let seconds = |count: u32| i64::from(count) * MICROS_PER_SECOND;
-    let hours_around_the_world = FARTHEST_KM / f64::from(thresholds.travel_max_kmh);
-    // Rounded up by a second: beyond it no speed can be over the limit.
-    let travel_us = (hours_around_the_world * 3_600.0) as i64 * MICROS_PER_SECOND + MICROS_PER_SECOND;
     Horizons {
-        lateness_us: seconds(thresholds.allowed_lateness_s),
         frequency_us: seconds(thresholds.high_frequency_window_s),
         place_us: seconds(thresholds.travel_place_window_s),
-        travel_us: travel_us.max(seconds(thresholds.travel_place_window_s)),
     }
 }
 
@@ -138,13 +141,6 @@ fn version(thresholds: &Thresholds) -> Arc<str> {
     ];
     let described = format!("{rules:?} {thresholds:?}");
     format!("1-{:08x}", fnv1a(described.as_bytes()) as u32).into()
-}
-
-/// The FNV-1a hash: the same in every build, which the standard library's hasher does not promise.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
@@ -197,7 +193,7 @@ mod tests {
         let features = Features {
             recent_payments: 6,
             moved: moved(),
-            travelled: None,
+            ..Features::default()
         };
         let all = rules.judge(&large(), &features);
         assert_eq!(ids(&all), ["LARGE_AMOUNT", "HIGH_FREQUENCY", "IMPOSSIBLE_TRAVEL"]);
@@ -211,10 +207,10 @@ mod tests {
             late_contribution: 0.1,
             ..Thresholds::default()
         });
-        let verdict = rules.judge_late(&payment());
+        let verdict = rules.judge_late(&payment(), 1);
         assert_eq!((verdict.outcome, ids(&verdict)), (Outcome::Review, vec!["LATE_EVENT"]));
         assert!(verdict.late);
-        let large = RuleSet::new(&Thresholds::default()).judge_late(&large());
+        let large = RuleSet::new(&Thresholds::default()).judge_late(&large(), 1);
         assert_eq!(large.outcome, Outcome::Decline);
     }
 
@@ -228,12 +224,5 @@ mod tests {
             ..Thresholds::default()
         };
         assert_ne!(version(&defaults), version(&other));
-    }
-
-    #[test]
-    fn nowhere_on_earth_is_a_day_away() {
-        let horizons = horizons(&Thresholds::default());
-        let hours = horizons.travel_us / 3_600 / MICROS_PER_SECOND;
-        assert_eq!(hours, 20);
     }
 }
