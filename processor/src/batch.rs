@@ -12,6 +12,7 @@ use sluice_proto::decision::Decision;
 
 use crate::dead_letter::Kind;
 use crate::ledger::{Key, Rows};
+use crate::rules::Aside;
 
 /// What is written for one record.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub(crate) struct Batch<'m> {
     /// The offset after the last record of each partition.
     pub(crate) ends: BTreeMap<i32, i64>,
     pub(crate) duplicates: u64,
+    pub(crate) aside: Aside,
 }
 
 impl<'m> Batch<'m> {

@@ -20,7 +20,6 @@ use sluice_proto::avro;
 use sluice_proto::decision::Decision;
 use uuid::Uuid;
 
-use crate::account::Horizons;
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
 use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
@@ -51,9 +50,9 @@ pub(crate) struct Settings {
     pub(crate) transactional_ids: Vec<String>,
     pub(crate) postgres: String,
     pub(crate) bounds: Bounds,
-    pub(crate) rules: RuleSet,
+    /// What decides where no record has put another rule set in force.
+    pub(crate) rules: Arc<RuleSet>,
     pub(crate) lateness_us: i64,
-    pub(crate) horizons: Horizons,
     pub(crate) payment_schema: i32,
     pub(crate) decision_schema: i32,
     pub(crate) registry: Arc<Registry>,
@@ -278,7 +277,7 @@ impl Lane<'_> {
 
     /// Reads and judges every record. What the state learns is not merged yet.
     fn decide<'m>(&mut self, records: &'m [BorrowedMessage<'m>]) -> Result<Batch<'m>, Error> {
-        let Settings { rules, tracer, .. } = self.settings;
+        let tracer = &self.settings.tracer;
         let now = SystemTime::now();
         let mut batch = Batch::default();
         batch.outputs.reserve(records.len());
@@ -300,13 +299,15 @@ impl Lane<'_> {
                 }
                 Err(Failure::Registry(error)) => return Err(error.into()),
             };
-            let verdict = match part.state.observe(&input.payment, input.appended_at) {
+            let observed = part.state.observe(&input.payment, input.appended_at);
+            let (rules, aside) = (part.state.rules(), &mut batch.aside);
+            let verdict = match observed {
                 Observed::Duplicate => {
                     batch.duplicates += 1;
                     continue;
                 }
-                Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us),
-                Observed::Fresh(features) => rules.judge(&input.payment, &features),
+                Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us, aside),
+                Observed::Fresh(features) => rules.judge(&input.payment, &features, aside),
             };
             let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
             let span = tracer

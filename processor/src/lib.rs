@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod processor;
+pub mod rules;
 
 mod account;
 mod amounts;
@@ -24,7 +25,6 @@ mod metrics;
 mod publish;
 mod refill;
 mod replay;
-mod rules;
 mod score;
 mod state;
 mod takeover;

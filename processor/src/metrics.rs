@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -45,6 +46,18 @@ struct ByType {
     error_type: &'static str,
 }
 
+/// Rules are named by whoever writes rule sets, which no client can, and a rule set has few.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRule {
+    rule: Arc<str>,
+    shadow: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailedRule {
+    rule: Arc<str>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStep {
     step: Step,
@@ -75,6 +88,8 @@ pub(crate) struct Metrics {
     dead_letters: Family<ByType, Counter>,
     duplicates: Counter,
     late: Counter,
+    rules_fired: Family<ByRule, Counter>,
+    rules_failed: Family<FailedRule, Counter>,
     batch_events: Histogram,
     step_duration: Family<ByStep, Latency>,
     takeover_duration: Latency,
@@ -95,6 +110,8 @@ impl Metrics {
             dead_letters: Family::default(),
             duplicates: Counter::default(),
             late: Counter::default(),
+            rules_fired: Family::default(),
+            rules_failed: Family::default(),
             batch_events: Histogram::new(BATCH_BOUNDS),
             step_duration: Family::default(),
             takeover_duration: Latency::default(),
@@ -126,6 +143,16 @@ impl Metrics {
             "late",
             "Decisions without history, because the payment came late",
             metrics.late.clone(),
+        );
+        our.register(
+            "rules_fired",
+            "Payments for which a rule fired, by rule; one that is shadowed contributed nothing",
+            metrics.rules_fired.clone(),
+        );
+        our.register(
+            "rules_failed",
+            "Payments for which a rule's expression had no value, by rule",
+            metrics.rules_failed.clone(),
         );
         our.register(
             "batch_events",
@@ -198,6 +225,9 @@ impl Metrics {
                 Written::Decision(decision) => {
                     outcomes[decision.outcome as usize] += 1;
                     late += u64::from(decision.late);
+                    for reason in &decision.reasons {
+                        self.fired(&reason.rule_id, false);
+                    }
                 }
                 Written::Letter { kind, .. } => {
                     self.letters(*kind).inc();
@@ -208,6 +238,13 @@ impl Metrics {
             self.outcome(outcome).inc_by(count);
         }
         self.late.inc_by(late);
+        for rule in &batch.aside.shadowed {
+            self.fired(rule, true);
+        }
+        for rule in &batch.aside.failed {
+            let rule = rule.clone();
+            self.rules_failed.get_or_create_owned(&FailedRule { rule }).inc();
+        }
         self.duplicates.inc_by(batch.duplicates);
         self.batch_events.observe(records as f64);
     }
@@ -251,6 +288,11 @@ impl Metrics {
         self.decisions.get_or_create_owned(&ByOutcome {
             outcome: outcome.as_str(),
         })
+    }
+
+    fn fired(&self, rule: &Arc<str>, shadow: bool) {
+        let rule = rule.clone();
+        self.rules_fired.get_or_create_owned(&ByRule { rule, shadow }).inc();
     }
 
     fn letters(&self, kind: Kind) -> Counter {

@@ -1,5 +1,5 @@
-//! Owns what one input partition remembers: its stream time, the payments it has seen, and the recent past of each
-//! account and each merchant.
+//! Owns what one input partition remembers: its stream time, the payments it has seen, the recent past of each account
+//! and each merchant, and the rule set in force.
 //!
 //! Comes after [`crate::decode`]; its features go on to [`crate::rules`]. It does no I/O and reads no clock: it is a
 //! function of the partition's records up to an offset, so that replaying them rebuilds it. A batch is observed under an
@@ -9,14 +9,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use sluice_proto::event::PaymentRecord;
 
-use crate::account::{self, Account, Horizons, fnv1a, units};
+use crate::account::{self, Account, fnv1a, units};
 use crate::calendar::{DAY_US, HISTORY_DAYS, day};
 use crate::features::Features;
 use crate::merchant::Merchant;
+use crate::rules::RuleSet;
 
 /// What is old is swept out each time the stream has advanced by this part of the time that it is kept for.
 const SWEEPS_PER_RETENTION: i64 = 4;
@@ -54,7 +56,8 @@ type Key = (u64, [u8; 16]);
 pub(crate) struct State {
     /// How far behind stream time a payment is still judged with its history, in microseconds.
     lateness_us: i64,
-    horizons: Horizons,
+    /// The rule set in force.
+    rules: Arc<RuleSet>,
     stream_time: i64,
     /// When each payment occurred that is not late by now.
     seen: HashMap<Key, i64, RandomState>,
@@ -71,6 +74,7 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 struct Undo {
     stream_time: Option<i64>,
+    rules: Option<Arc<RuleSet>>,
     steps: Vec<Step>,
     /// Keys of the accounts and merchants in `steps`, one after the other.
     keys: String,
@@ -100,12 +104,12 @@ impl Undo {
 
 impl State {
     /// The state before a partition's first record.
-    pub(crate) fn new(lateness_us: i64, horizons: Horizons) -> Self {
+    pub(crate) fn new(lateness_us: i64, rules: Arc<RuleSet>) -> Self {
         let [a, b, c, d] = SEEDS;
         let hasher = RandomState::with_seeds(a, b, c, d);
         Self {
             lateness_us,
-            horizons,
+            rules,
             stream_time: i64::MIN,
             seen: HashMap::with_hasher(hasher.clone()),
             accounts: HashMap::with_hasher(hasher.clone()),
@@ -149,7 +153,7 @@ impl State {
         let Some(past) = self.accounts.get_mut(key) else {
             unreachable!("inserted just above");
         };
-        let (mut features, visit) = past.observe(payment, settled, self.horizons);
+        let (mut features, visit) = past.observe(payment, settled, self.rules.horizons());
 
         let merchant = self.undo.key(&payment.tenant, &payment.merchant_id);
         let odd = features.is_odd(units(payment.amount.ten_thousandths().into()));
@@ -182,11 +186,23 @@ impl State {
         (Merchant::default().risk(day), None)
     }
 
+    /// Puts a rule set in force, from the next payment on.
+    pub(crate) fn apply(&mut self, rules: Arc<RuleSet>) {
+        let before = std::mem::replace(&mut self.rules, rules);
+        self.undo.rules.get_or_insert(before);
+    }
+
+    /// The rule set in force.
+    pub(crate) fn rules(&self) -> &Arc<RuleSet> {
+        &self.rules
+    }
+
     /// Keeps what was observed since the last merge, and forgets what can no longer matter.
     pub(crate) fn merge(&mut self) {
         self.undo.steps.clear();
         self.undo.keys.clear();
         self.undo.stream_time = None;
+        self.undo.rules = None;
         self.sweep();
     }
 
@@ -218,6 +234,9 @@ impl State {
         self.undo.keys.clear();
         if let Some(before) = self.undo.stream_time.take() {
             self.stream_time = before;
+        }
+        if let Some(before) = self.undo.rules.take() {
+            self.rules = before;
         }
     }
 

@@ -5,14 +5,12 @@ use sluice_proto::event::PaymentRecord;
 use sluice_proto::money::Amount;
 
 use super::*;
-use crate::config::Thresholds;
-use crate::rules::horizons;
 use crate::testing::{SECOND, T0, event_id, payment};
 
 const MINUTE: i64 = 60 * SECOND;
 
 fn state() -> State {
-    State::new(10 * MINUTE, horizons(&Thresholds::default()))
+    State::new(10 * MINUTE, RuleSet::built_in())
 }
 
 fn at(id: u32, time: i64) -> PaymentRecord {

@@ -172,7 +172,7 @@ fn states(settings: &Settings, owners: &[Owner], offsets: &BTreeMap<i32, Ends>) 
             .take(owner.part)
             .filter(|kept| (low..=committed).contains(&kept.next));
         let replayed =
-            usable.unwrap_or_else(|| Replayed::empty(settings.lateness_us, settings.horizons, low.min(committed)));
+            usable.unwrap_or_else(|| Replayed::empty(settings.lateness_us, settings.rules.clone(), low.min(committed)));
         (owner.part, (replayed, committed))
     };
     owners.iter().map(state).collect()
