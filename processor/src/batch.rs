@@ -19,6 +19,8 @@ use crate::rules::Aside;
 pub(crate) enum Written {
     /// A decision, and where it is late a copy of the record too.
     Decision(Decision),
+    /// A rule set, in force for what follows: a copy of the record.
+    RuleSet,
     /// A dead letter.
     Letter { kind: Kind, error: String },
 }
@@ -30,6 +32,18 @@ pub(crate) struct Output<'m> {
     pub(crate) traceparent: Option<&'m str>,
     pub(crate) span: Option<Span>,
     pub(crate) written: Written,
+}
+
+impl<'m> Output<'m> {
+    /// Something of which no trace is kept.
+    pub(crate) fn untraced(message: &'m BorrowedMessage<'m>, written: Written) -> Self {
+        Self {
+            message,
+            traceparent: None,
+            span: None,
+            written,
+        }
+    }
 }
 
 /// What a batch of records comes to.
@@ -99,7 +113,7 @@ impl<'m> Batch<'m> {
     fn decisions(&self) -> impl Iterator<Item = &Decision> + use<'_, 'm> {
         self.outputs.iter().filter_map(|output| match &output.written {
             Written::Decision(decision) => Some(decision),
-            Written::Letter { .. } => None,
+            Written::RuleSet | Written::Letter { .. } => None,
         })
     }
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
 use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
-use crate::decode::{Decoder, Failure};
+use crate::decode::{Decoder, Failure, Record};
 use crate::ledger::{self, Ledger, Owner, Rows};
 use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
@@ -286,15 +286,17 @@ impl Lane<'_> {
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
             batch.ends.insert(partition, offset + 1);
             let input = match self.decoder.decode(message) {
-                Ok(input) => input,
+                Ok(Record::Payment(input)) => input,
+                Ok(Record::Rules(rules)) => {
+                    tracing::info!(partition, offset, rules = &*rules.version(), "rule set");
+                    part.state.apply(rules);
+                    batch.outputs.push(Output::untraced(message, Written::RuleSet));
+                    continue;
+                }
                 Err(Failure::Letter { kind, error }) => {
                     tracing::warn!(partition, offset, kind = kind.as_str(), error, "dead letter");
-                    batch.outputs.push(Output {
-                        message,
-                        traceparent: None,
-                        span: None,
-                        written: Written::Letter { kind, error },
-                    });
+                    let letter = Written::Letter { kind, error };
+                    batch.outputs.push(Output::untraced(message, letter));
                     continue;
                 }
                 Err(Failure::Registry(error)) => return Err(error.into()),

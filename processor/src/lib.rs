@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod processor;
+pub mod rule_archive;
 pub mod rules;
 
 mod account;

@@ -88,6 +88,7 @@ pub(crate) struct Metrics {
     dead_letters: Family<ByType, Counter>,
     duplicates: Counter,
     late: Counter,
+    rule_sets: Counter,
     rules_fired: Family<ByRule, Counter>,
     rules_failed: Family<FailedRule, Counter>,
     batch_events: Histogram,
@@ -110,6 +111,7 @@ impl Metrics {
             dead_letters: Family::default(),
             duplicates: Counter::default(),
             late: Counter::default(),
+            rule_sets: Counter::default(),
             rules_fired: Family::default(),
             rules_failed: Family::default(),
             batch_events: Histogram::new(BATCH_BOUNDS),
@@ -143,6 +145,11 @@ impl Metrics {
             "late",
             "Decisions without history, because the payment came late",
             metrics.late.clone(),
+        );
+        our.register(
+            "rule_sets",
+            "Rule sets put in force, once for each partition",
+            metrics.rule_sets.clone(),
         );
         our.register(
             "rules_fired",
@@ -228,6 +235,9 @@ impl Metrics {
                     for reason in &decision.reasons {
                         self.fired(&reason.rule_id, false);
                     }
+                }
+                Written::RuleSet => {
+                    self.rule_sets.inc();
                 }
                 Written::Letter { kind, .. } => {
                     self.letters(*kind).inc();

@@ -13,7 +13,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use sluice_kafka::error;
 
-use crate::decode::{Decoder, Failure};
+use crate::decode::{Decoder, Failure, Record};
 use crate::rules::RuleSet;
 use crate::state::State;
 
@@ -164,8 +164,12 @@ fn apply(
     }
     if message.offset() < *target {
         match decoder.decode(message) {
-            Ok(input) => {
+            Ok(Record::Payment(input)) => {
                 replayed.state.observe(&input.payment, input.appended_at);
+                replayed.state.merge();
+            }
+            Ok(Record::Rules(rules)) => {
+                replayed.state.apply(rules);
                 replayed.state.merge();
             }
             Err(Failure::Letter { .. }) => {}

@@ -164,6 +164,45 @@ fn an_account_that_comes_back_after_it_was_forgotten_is_a_new_one() {
     }
 }
 
+fn rules(window_s: u32) -> Arc<RuleSet> {
+    let document = crate::rules::BUILT_IN.replace(
+        "window_s: 60\n  contribution: 0.5",
+        &format!("window_s: {window_s}\n  contribution: 0.5"),
+    );
+    Arc::new(RuleSet::parse(&document).expect("a rule set"))
+}
+
+#[test]
+fn a_rule_set_is_taken_back_with_its_batch() {
+    let mut state = state();
+    let versions = [
+        rules(100).version(),
+        rules(200).version(),
+        RuleSet::built_in().version(),
+    ];
+    let [first, second, built_in] = versions;
+    state.apply(rules(100));
+    state.apply(rules(200));
+    assert_eq!(state.rules().version(), second);
+    state.revert();
+    assert_eq!(state.rules().version(), built_in);
+    state.apply(rules(100));
+    state.merge();
+    state.revert();
+    assert_eq!(state.rules().version(), first);
+}
+
+#[test]
+fn a_rule_set_looks_back_on_payments_from_before_it() {
+    let mut state = state();
+    for id in 0..4 {
+        observe(&mut state, &at(id, i64::from(id) * MINUTE));
+        state.merge();
+    }
+    state.apply(rules(300));
+    assert_eq!(recent(observe(&mut state, &at(9, 4 * MINUTE))), 5);
+}
+
 /// Everything that a later answer can depend on.
 fn contents(state: &State) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut seen: Vec<_> = state.seen.iter().map(|(key, time)| (*key, *time)).collect();
@@ -275,10 +314,18 @@ proptest! {
     fn answers_do_not_depend_on_where_batches_end(
         payments in payments(120),
         length in 1_usize..20,
+        switch_at in 0_usize..120,
     ) {
         let (mut one_by_one, mut batched) = (state(), state());
+        let other = rules(300);
+        let mut index = 0;
         for batch in payments.chunks(length) {
             for payment in batch {
+                if index == switch_at {
+                    one_by_one.apply(other.clone());
+                    batched.apply(other.clone());
+                }
+                index += 1;
                 let single = observe(&mut one_by_one, payment);
                 one_by_one.merge();
                 prop_assert_eq!(single, observe(&mut batched, payment));
