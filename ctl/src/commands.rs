@@ -2,9 +2,11 @@
 
 use anyhow::Context;
 use sluice_kafka::admin::Admin;
-use sluice_kafka::{Metrics, Topics};
+use sluice_kafka::{Config, Metrics, Topics};
 
+use crate::dead_letters::{self, Redrive};
 use crate::options::{self, Command, Options};
+use crate::rules;
 use crate::table::Table;
 
 /// How the groups begin in which gateways store cursors: they count decisions, all others payments.
@@ -23,6 +25,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
         }) => apply(&admin, &topics, *partitions, *replication).with_context(at),
         Command::Topics(options::Topics::List) => list_topics(&admin, &topics).with_context(at),
         Command::Groups(options::Groups::List) => list_groups(&admin).with_context(at),
+        Command::Dlq(command) => dead_letters(&config, &admin, &topics, command).with_context(at),
+        Command::Rules(options::Rules::Check { file }) => rules::check(file),
+        Command::Rules(options::Rules::Apply { file }) => rules::apply(&config, &admin, &topics, file).with_context(at),
+        Command::Rules(options::Rules::Show) => rules::show(&config, &admin, &topics).with_context(at),
         Command::Lag { group } => {
             let topic = if group.starts_with(CURSOR) {
                 &topics.decisions
@@ -31,6 +37,31 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
             };
             let group = format!("{}{group}", config.topic_prefix);
             lag(&admin, &group, topic).with_context(at)
+        }
+    }
+}
+
+fn dead_letters(
+    config: &Config,
+    admin: &Admin,
+    topics: &Topics,
+    command: &options::DeadLetters,
+) -> anyhow::Result<String> {
+    let partitions = rules::partitions(admin, topics)?;
+    match command {
+        options::DeadLetters::List { limit } => dead_letters::list(config, topics, partitions, usize::from(*limit)),
+        options::DeadLetters::Show { letter } => dead_letters::show(config, topics, *letter),
+        options::DeadLetters::Redrive {
+            letters,
+            max_retries,
+            dry_run,
+        } => {
+            let redrive = Redrive {
+                places: letters,
+                max_retries: *max_retries,
+                dry_run: *dry_run,
+            };
+            dead_letters::redrive(config, topics, partitions, &redrive)
         }
     }
 }

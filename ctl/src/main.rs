@@ -1,8 +1,12 @@
-//! sluicectl: creates an installation's topics, and shows topics, consumer groups and lag. Parse ▸ run ▸ print; an error
+//! sluicectl: creates an installation's topics, shows topics, consumer groups and lag, drives dead letters
+//! again, and puts rule sets in force. Parse ▸ run ▸ print; an error
 //! is one line on stderr and exit code 1 (a wrong command line: 2).
 
 mod commands;
+mod dead_letters;
 mod options;
+mod produce;
+mod rules;
 mod table;
 
 use std::io::{ErrorKind, Write};

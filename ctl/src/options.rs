@@ -1,14 +1,18 @@
 //! The command line: what can be asked, and how to reach Kafka.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 use sluice_kafka::options::Kafka;
+
+use crate::dead_letters::Place;
 
 /// Most partitions that a topic may be given: each costs the brokers and the lanes memory and files.
 const MAX_PARTITIONS: i64 = 1_024;
 /// Most replicas of a partition.
 const MAX_REPLICATION: i64 = 15;
 
-/// Look after an installation's Kafka topics and consumer groups.
+/// Look after an installation: its Kafka topics, consumer groups, dead letters and rule sets.
 #[derive(Debug, Parser)]
 #[command(name = "sluicectl", version, propagate_version = true)]
 pub(crate) struct Options {
@@ -26,12 +30,60 @@ pub(crate) enum Command {
     /// Consumer groups: list them
     #[command(subcommand)]
     Groups(Groups),
+    /// Dead letters: list, show, and drive them again
+    #[command(subcommand)]
+    Dlq(DeadLetters),
+    /// Rule sets: check, apply and show them
+    #[command(subcommand)]
+    Rules(Rules),
     /// How far a consumer group is behind, by partition of the payments; cursor/TENANT/NAME, of the decisions
     Lag {
         /// The consumer group, before the prefix
         #[arg(long, default_value = "sluice-processor")]
         group: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// List the newest dead letters of each partition
+    List {
+        /// How many of each partition
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        limit: u16,
+    },
+    /// Show everything about one dead letter
+    Show {
+        /// The letter, as the list names it: PARTITION:OFFSET
+        letter: Place,
+    },
+    /// Write dead letters back to the payments: those since the last redrive, or the named ones
+    Redrive {
+        /// Letters, as the list names them: PARTITION:OFFSET
+        letters: Vec<Place>,
+        /// Leave letters that were driven again so often
+        #[arg(long, default_value_t = 3)]
+        max_retries: u32,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rules {
+    /// Check a rule set document, without Kafka
+    Check {
+        /// The document, in YAML
+        file: PathBuf,
+    },
+    /// Put a document in force for the payments that come from now on; safe to repeat
+    Apply {
+        /// The document, in YAML
+        file: PathBuf,
+    },
+    /// Show which version judges in each partition, as far as the processor has come
+    Show,
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +144,8 @@ mod tests {
             &["sluicectl", "topics", "apply", "--replication", "99"],
             &["sluicectl", "lag", "--kafka-property", "nothing"],
             &["sluicectl", "groups"],
+            &["sluicectl", "dlq", "show", "7"],
+            &["sluicectl", "dlq", "list", "--limit", "0"],
         ] {
             assert!(Options::try_parse_from(line).is_err(), "{line:?}");
         }

@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod options;
 mod patience;
 pub mod registry;
+pub mod scan;
 pub mod serve;
 pub mod telemetry;
 pub mod topics;

@@ -16,6 +16,8 @@ pub struct Topics {
     pub dead_letters: String,
     /// Copies of payments that came too late for the rules that need history.
     pub late: String,
+    /// Rule sets that lanes have put in force, in the partition where they did.
+    pub rule_sets: String,
     /// User actions.
     pub user_actions: String,
     /// System events.
@@ -33,6 +35,7 @@ impl Topics {
             decisions: name(topics::DECISIONS),
             dead_letters: name(topics::DEAD_LETTERS),
             late: name(topics::LATE),
+            rule_sets: name(topics::RULE_SETS),
             user_actions: name(topics::USER_ACTIONS),
             system_events: name(topics::SYSTEM_EVENTS),
             metric_events: name(topics::METRIC_EVENTS),
@@ -40,12 +43,13 @@ impl Topics {
     }
 
     /// Every topic, in the order of `sluice_proto::topics::ALL`.
-    pub fn all(&self) -> [&str; 7] {
+    pub fn all(&self) -> [&str; 8] {
         [
             &self.payments,
             &self.decisions,
             &self.dead_letters,
             &self.late,
+            &self.rule_sets,
             &self.user_actions,
             &self.system_events,
             &self.metric_events,
@@ -65,11 +69,14 @@ impl Topics {
         } else {
             7
         };
-        let mut settings = vec![
-            ("cleanup.policy", "delete".to_owned()),
-            ("retention.ms", (days * DAY_MS).to_string()),
-            ("message.timestamp.type", "LogAppendTime".to_owned()),
-        ];
+        let mut settings = vec![("message.timestamp.type", "LogAppendTime".to_owned())];
+        if topic == self.rule_sets {
+            // No two records have one key, so that all are kept: they say what decided, however long ago.
+            settings.push(("cleanup.policy", "compact".to_owned()));
+        } else {
+            settings.push(("cleanup.policy", "delete".to_owned()));
+            settings.push(("retention.ms", (days * DAY_MS).to_string()));
+        }
         // With fewer than three replicas, requiring two would stop writes whenever one broker restarts.
         if replication >= 3 {
             settings.push(("min.insync.replicas", "2".to_owned()));
@@ -109,6 +116,8 @@ mod tests {
             find(&names.payments, 1, "retention.ms"),
             find(&names.decisions, 1, "retention.ms")
         );
+        assert_eq!(find(&names.rule_sets, 1, "retention.ms"), None);
+        assert_eq!(find(&names.rule_sets, 1, "cleanup.policy"), Some("compact".to_owned()));
         assert_eq!(find(&names.payments, 1, "min.insync.replicas"), None);
         assert_eq!(find(&names.payments, 3, "min.insync.replicas"), Some("2".to_owned()));
     }

@@ -12,12 +12,15 @@ use sluice_proto::decision::Decision;
 
 use crate::dead_letter::Kind;
 use crate::ledger::{Key, Rows};
+use crate::rules::Aside;
 
 /// What is written for one record.
 #[derive(Debug)]
 pub(crate) enum Written {
     /// A decision, and where it is late a copy of the record too.
     Decision(Decision),
+    /// A rule set, in force for what follows: a copy of the record.
+    RuleSet,
     /// A dead letter.
     Letter { kind: Kind, error: String },
 }
@@ -31,6 +34,18 @@ pub(crate) struct Output<'m> {
     pub(crate) written: Written,
 }
 
+impl<'m> Output<'m> {
+    /// Something of which no trace is kept.
+    pub(crate) fn untraced(message: &'m BorrowedMessage<'m>, written: Written) -> Self {
+        Self {
+            message,
+            traceparent: None,
+            span: None,
+            written,
+        }
+    }
+}
+
 /// What a batch of records comes to.
 #[derive(Debug, Default)]
 pub(crate) struct Batch<'m> {
@@ -39,6 +54,7 @@ pub(crate) struct Batch<'m> {
     /// The offset after the last record of each partition.
     pub(crate) ends: BTreeMap<i32, i64>,
     pub(crate) duplicates: u64,
+    pub(crate) aside: Aside,
 }
 
 impl<'m> Batch<'m> {
@@ -97,7 +113,7 @@ impl<'m> Batch<'m> {
     fn decisions(&self) -> impl Iterator<Item = &Decision> + use<'_, 'm> {
         self.outputs.iter().filter_map(|output| match &output.written {
             Written::Decision(decision) => Some(decision),
-            Written::Letter { .. } => None,
+            Written::RuleSet | Written::Letter { .. } => None,
         })
     }
 }

@@ -6,11 +6,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use sluice_kafka::options;
 use sqlx::postgres::PgConnectOptions;
+
+use crate::rules::{self, RuleSet};
 
 /// Most lanes of one process: each has a thread, a Postgres connection and three Kafka clients.
 pub const MAX_LANES: u16 = 64;
@@ -76,79 +79,20 @@ pub struct Config {
     /// OTLP gRPC endpoint to which spans of sampled payments are exported; none are when unset.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
-    /// Thresholds of the rules.
-    #[command(flatten)]
-    pub thresholds: Thresholds,
+    /// File of the rule set that decides until another one is applied; the built-in one when unset. All processors of a
+    /// group must have the same.
+    #[arg(long, env = "SLUICE_RULES")]
+    pub rules: Option<PathBuf>,
+    /// How far a payment may be behind the newest one of its partition and still be judged with its history and be
+    /// deduplicated in memory, in seconds of event time. All processors of a group must have the same.
+    #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = 600)]
+    pub allowed_lateness_s: u32,
     /// A TOML file with further options; none when unset.
     #[arg(long, env = "SLUICE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Checks the options, says whether they are valid, and exits.
     #[arg(long)]
     pub check_config: bool,
-}
-
-/// Thresholds of the rules and of the outcomes. Any change of them is a new version of the rule set.
-#[derive(Clone, Debug, PartialEq, clap::Args)]
-#[command(next_help_heading = "Rules")]
-pub struct Thresholds {
-    /// LARGE_AMOUNT fires over this amount, in the currency's major unit.
-    #[arg(long, env = "SLUICE_LARGE_AMOUNT_UNITS", default_value_t = DEFAULTS.large_amount_units)]
-    pub large_amount_units: u32,
-    /// What LARGE_AMOUNT adds to the score on its own, from 0 to 1.
-    #[arg(long, env = "SLUICE_LARGE_AMOUNT_CONTRIBUTION", default_value_t = DEFAULTS.large_amount_contribution)]
-    pub large_amount_contribution: f64,
-    /// HIGH_FREQUENCY fires with more payments of an account than this in its window.
-    #[arg(long, env = "SLUICE_HIGH_FREQUENCY_MAX", default_value_t = DEFAULTS.high_frequency_max)]
-    pub high_frequency_max: u32,
-    /// Length of HIGH_FREQUENCY's sliding window, in seconds of event time.
-    #[arg(long, env = "SLUICE_HIGH_FREQUENCY_WINDOW_S", default_value_t = DEFAULTS.high_frequency_window_s)]
-    pub high_frequency_window_s: u32,
-    /// What HIGH_FREQUENCY adds to the score on its own, from 0 to 1.
-    #[arg(long, env = "SLUICE_HIGH_FREQUENCY_CONTRIBUTION", default_value_t = DEFAULTS.high_frequency_contribution)]
-    pub high_frequency_contribution: f64,
-    /// IMPOSSIBLE_TRAVEL fires over this speed between two coordinates, in kilometres an hour.
-    #[arg(long, env = "SLUICE_TRAVEL_MAX_KMH", default_value_t = DEFAULTS.travel_max_kmh)]
-    pub travel_max_kmh: u32,
-    /// IMPOSSIBLE_TRAVEL fires for two places of different names within this time, in seconds.
-    #[arg(long, env = "SLUICE_TRAVEL_PLACE_WINDOW_S", default_value_t = DEFAULTS.travel_place_window_s)]
-    pub travel_place_window_s: u32,
-    /// What IMPOSSIBLE_TRAVEL adds to the score on its own, from 0 to 1.
-    #[arg(long, env = "SLUICE_TRAVEL_CONTRIBUTION", default_value_t = DEFAULTS.travel_contribution)]
-    pub travel_contribution: f64,
-    /// How far a payment may be behind the newest one of its partition and still be judged with its history and be
-    /// deduplicated in memory, in seconds of event time.
-    #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = DEFAULTS.allowed_lateness_s)]
-    pub allowed_lateness_s: u32,
-    /// What LATE_EVENT adds to the score on its own, from 0 to 1. A late payment is never approved, whatever the score.
-    #[arg(long, env = "SLUICE_LATE_CONTRIBUTION", default_value_t = DEFAULTS.late_contribution)]
-    pub late_contribution: f64,
-    /// Score from which on a payment is held for review.
-    #[arg(long, env = "SLUICE_REVIEW_SCORE", default_value_t = DEFAULTS.review_score)]
-    pub review_score: f64,
-    /// Score from which on a payment is declined.
-    #[arg(long, env = "SLUICE_DECLINE_SCORE", default_value_t = DEFAULTS.decline_score)]
-    pub decline_score: f64,
-}
-
-const DEFAULTS: Thresholds = Thresholds {
-    large_amount_units: 10_000,
-    large_amount_contribution: 0.6,
-    high_frequency_max: 5,
-    high_frequency_window_s: 60,
-    high_frequency_contribution: 0.5,
-    travel_max_kmh: 1_000,
-    travel_place_window_s: 60,
-    travel_contribution: 0.8,
-    allowed_lateness_s: 600,
-    late_contribution: 0.5,
-    review_score: 0.5,
-    decline_score: 0.75,
-};
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        DEFAULTS
-    }
 }
 
 /// Why the options cannot be used.
@@ -164,6 +108,22 @@ pub enum Error {
         option: &'static str,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The rule set's file cannot be read.
+    #[error("cannot read the rule set {}: {source}", path.display())]
+    RulesFile {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The file is no rule set.
+    #[error("the rule set {}: {source}", path.display())]
+    Rules {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rules::Error,
     },
     /// Kafka's settings cannot be used.
     #[error(transparent)]
@@ -228,6 +188,7 @@ impl Config {
                 self.transaction_timeout_ms,
                 sluice_kafka::config::MIN_TRANSACTION_TIMEOUT_MS..=900_000,
             ),
+            ("--allowed-lateness-s", self.allowed_lateness_s, 1..=86_400),
         ] {
             if !bounds.contains(&value) {
                 return invalid(
@@ -242,43 +203,26 @@ impl Config {
                 format!("{} is not within 1024 to 67108864", self.batch_max_bytes),
             );
         }
-        self.thresholds.validate()
+        self.rule_set().map(drop)
     }
-}
 
-impl Thresholds {
-    fn validate(&self) -> Result<(), Error> {
-        let invalid = |option, reason: String| Err(Error::Invalid { option, reason });
-        for (option, value) in [
-            ("--large-amount-contribution", self.large_amount_contribution),
-            ("--high-frequency-contribution", self.high_frequency_contribution),
-            ("--travel-contribution", self.travel_contribution),
-            ("--late-contribution", self.late_contribution),
-            ("--review-score", self.review_score),
-            ("--decline-score", self.decline_score),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return invalid(option, format!("{value} is not within 0 to 1"));
-            }
-        }
-        if self.decline_score < self.review_score {
-            return invalid(
-                "--decline-score",
-                format!("{} is below --review-score {}", self.decline_score, self.review_score),
-            );
-        }
-        let day = 86_400;
-        for (option, value, most) in [
-            ("--high-frequency-window-s", self.high_frequency_window_s, day),
-            ("--travel-place-window-s", self.travel_place_window_s, day),
-            ("--travel-max-kmh", self.travel_max_kmh, 1_000_000),
-            ("--allowed-lateness-s", self.allowed_lateness_s, day),
-        ] {
-            if !(1..=most).contains(&value) {
-                return invalid(option, format!("{value} is not within 1 to {most}"));
-            }
-        }
-        Ok(())
+    /// The rule set that decides until another one is applied.
+    ///
+    /// # Errors
+    /// [`Error::RulesFile`] and [`Error::Rules`].
+    pub fn rule_set(&self) -> Result<Arc<RuleSet>, Error> {
+        let Some(path) = &self.rules else {
+            return Ok(RuleSet::built_in());
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| Error::RulesFile {
+            path: path.clone(),
+            source,
+        })?;
+        let rules = RuleSet::parse(&text).map_err(|source| Error::Rules {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Arc::new(rules))
     }
 }
 

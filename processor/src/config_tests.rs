@@ -30,8 +30,8 @@ fn values_that_cannot_work_are_refused() {
     for arguments in [
         ["--lanes", "0"],
         ["--lanes", "65"],
-        ["--decline-score", "0.3"],
-        ["--late-contribution", "1.5"],
+        ["--rules", "/no/such/file"],
+        ["--rules", "/dev/null"],
         ["--allowed-lateness-s", "0"],
         ["--postgres", "mysql://x"],
         ["--registry", "127.0.0.1"],

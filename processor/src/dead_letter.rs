@@ -15,11 +15,13 @@ pub(crate) enum Kind {
     Validation,
     /// Its event_id belongs to another payment of the tenant.
     Conflict,
+    /// It says that it is a rule set, and is none.
+    RuleSet,
 }
 
 impl Kind {
     /// Every kind.
-    pub(crate) const ALL: [Self; 3] = [Self::Deserialization, Self::Validation, Self::Conflict];
+    pub(crate) const ALL: [Self; 4] = [Self::Deserialization, Self::Validation, Self::Conflict, Self::RuleSet];
 
     /// The kind's name in the header `error_type`.
     pub(crate) const fn as_str(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Kind {
             Self::Deserialization => "DESERIALIZATION_ERROR",
             Self::Validation => "VALIDATION_ERROR",
             Self::Conflict => "CONFLICT",
+            Self::RuleSet => "RULE_SET_ERROR",
         }
     }
 }
@@ -34,6 +37,7 @@ impl Kind {
 /// The record's own headers, as far as they are wanted, and those of the dead letter.
 pub(crate) fn letter_headers(message: &BorrowedMessage<'_>, kind: Kind, error: &str, with_own: bool) -> OwnedHeaders {
     let own = if with_own { own_headers(message) } else { None };
+    let retries = retries(message).to_string();
     let text = |key, value| Header {
         key,
         value: Some(value),
@@ -41,10 +45,19 @@ pub(crate) fn letter_headers(message: &BorrowedMessage<'_>, kind: Kind, error: &
     own.unwrap_or_default()
         .insert(text(headers::ERROR_TYPE, kind.as_str()))
         .insert(text(headers::ERROR, error))
-        .insert(text(headers::RETRY_COUNT, "0"))
+        .insert(text(headers::RETRY_COUNT, &retries))
         .insert(text(headers::SOURCE_TOPIC, message.topic()))
         .insert(text(headers::SOURCE_PARTITION, &message.partition().to_string()))
         .insert(text(headers::SOURCE_OFFSET, &message.offset().to_string()))
+}
+
+/// How often the record was a dead letter before and was driven again.
+fn retries(message: &BorrowedMessage<'_>) -> u32 {
+    let count = sluice_kafka::headers::read(message.headers(), [headers::RETRY_COUNT]);
+    let count = count
+        .ok()
+        .and_then(|[count]| sluice_kafka::headers::text(count)?.parse().ok());
+    count.unwrap_or(0)
 }
 
 /// A copy of the record's headers.

@@ -1,8 +1,9 @@
-//! Owns the step from a Kafka record to a checked payment, or to the reason why there is none.
+//! Owns the step from a Kafka record to a checked payment or a rule set, or to the reason why it is neither.
 //!
 //! Comes after [`crate::consume`], before [`crate::state`]. Replay reads the same way, so that the same records are left
 //! out; [`crate::refill`] reads decisions with the same care for versions.
 
+use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use rdkafka::Message;
@@ -14,8 +15,17 @@ use sluice_proto::event::PaymentRecord;
 use sluice_proto::{headers, validate};
 
 use crate::dead_letter::Kind;
+use crate::rules::RuleSet;
 
 const MICROS_PER_MILLI: i64 = 1_000;
+
+/// What a record of the payments topic is.
+#[derive(Debug)]
+pub(crate) enum Record<'m> {
+    Payment(Input<'m>),
+    /// In force from the next record of its partition on.
+    Rules(Arc<RuleSet>),
+}
 
 /// A payment with what its record says about it.
 #[derive(Debug)]
@@ -74,7 +84,7 @@ impl<T: avro::Record> Versions<T> {
     }
 }
 
-/// Reads payments.
+/// Reads payments, and the rule sets between them.
 pub(crate) struct Decoder(Versions<PaymentRecord>);
 
 impl Decoder {
@@ -84,10 +94,13 @@ impl Decoder {
     }
 
     /// Reads and checks one record.
-    pub(crate) fn decode<'m>(&mut self, message: &'m BorrowedMessage<'_>) -> Result<Input<'m>, Failure> {
+    pub(crate) fn decode<'m>(&mut self, message: &'m BorrowedMessage<'_>) -> Result<Record<'m>, Failure> {
+        let names = [headers::CONTROL, headers::TRACEPARENT];
+        let [control, traceparent] = sluice_kafka::headers::read(message.headers(), names).map_err(unreadable)?;
+        if let Some(control) = control {
+            return rule_set(control, message.payload()).map(Record::Rules);
+        }
         let record = self.0.read(message)?;
-        let [traceparent] =
-            sluice_kafka::headers::read(message.headers(), [headers::TRACEPARENT]).map_err(unreadable)?;
         let occurred_at = record.occurred_at;
         let appended_at = message
             .timestamp()
@@ -97,11 +110,30 @@ impl Decoder {
             kind: Kind::Validation,
             error: violation.to_string(),
         })?;
-        Ok(Input {
+        Ok(Record::Payment(Input {
             payment: payment.into_record(),
             appended_at,
             traceparent: sluice_kafka::headers::text(traceparent),
-        })
+        }))
+    }
+}
+
+/// Whoever may write to Kafka may write anything here. One bad document must not stop a lane for ever, so that even a
+/// panic of a parser makes no more than a dead letter.
+fn rule_set(control: &[u8], document: Option<&[u8]>) -> Result<Arc<RuleSet>, Failure> {
+    if control != headers::RULE_SET.as_bytes() {
+        let control = String::from_utf8_lossy(control);
+        return Err(unreadable(format!("{} {control:?} is not known", headers::CONTROL)));
+    }
+    let refused = |error: String| Failure::Letter {
+        kind: Kind::RuleSet,
+        error,
+    };
+    let text = std::str::from_utf8(document.unwrap_or_default()).map_err(|error| refused(error.to_string()))?;
+    match catch_unwind(|| RuleSet::parse(text)) {
+        Ok(Ok(rules)) => Ok(Arc::new(rules)),
+        Ok(Err(error)) => Err(refused(error.to_string())),
+        Err(_panic) => Err(refused("the document cannot be read".to_owned())),
     }
 }
 
@@ -109,5 +141,34 @@ fn unreadable(error: impl ToString) -> Failure {
     Failure::Letter {
         kind: Kind::Deserialization,
         error: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::BUILT_IN;
+
+    fn error_of(control: &str, document: Option<&[u8]>) -> Option<(Kind, String)> {
+        match rule_set(control.as_bytes(), document) {
+            Ok(_) => None,
+            Err(Failure::Letter { kind, error }) => Some((kind, error)),
+            Err(Failure::Registry(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_control_record_is_a_rule_set_or_a_dead_letter() {
+        assert!(error_of(headers::RULE_SET, Some(BUILT_IN.as_bytes())).is_none());
+        for document in [None, Some(&b""[..]), Some(b"\xff"), Some(b"version: 1")] {
+            let (kind, error) = error_of(headers::RULE_SET, document).expect("refused");
+            assert_eq!(kind, Kind::RuleSet, "{document:?}");
+            assert!(!error.is_empty());
+        }
+        let (kind, error) = error_of("surprise", Some(BUILT_IN.as_bytes())).expect("refused");
+        assert_eq!(
+            (kind, error.as_str()),
+            (Kind::Deserialization, "sluice-record \"surprise\" is not known")
+        );
     }
 }

@@ -23,13 +23,13 @@ use uuid::Uuid;
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
 use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
-use crate::decode::{Decoder, Failure};
+use crate::decode::{Decoder, Failure, Record};
 use crate::ledger::{self, Ledger, Owner, Rows};
 use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
 use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
-use crate::state::{Horizons, Observed, State};
+use crate::state::{Observed, State};
 use crate::takeover::{self, Start, take_over};
 
 /// How long a lane without records waits before it flushes its watermarks and looks whether it should end.
@@ -50,8 +50,9 @@ pub(crate) struct Settings {
     pub(crate) transactional_ids: Vec<String>,
     pub(crate) postgres: String,
     pub(crate) bounds: Bounds,
-    pub(crate) rules: RuleSet,
-    pub(crate) horizons: Horizons,
+    /// What decides where no record has put another rule set in force.
+    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) lateness_us: i64,
     pub(crate) payment_schema: i32,
     pub(crate) decision_schema: i32,
     pub(crate) registry: Arc<Registry>,
@@ -276,7 +277,7 @@ impl Lane<'_> {
 
     /// Reads and judges every record. What the state learns is not merged yet.
     fn decide<'m>(&mut self, records: &'m [BorrowedMessage<'m>]) -> Result<Batch<'m>, Error> {
-        let Settings { rules, tracer, .. } = self.settings;
+        let tracer = &self.settings.tracer;
         let now = SystemTime::now();
         let mut batch = Batch::default();
         batch.outputs.reserve(records.len());
@@ -285,26 +286,30 @@ impl Lane<'_> {
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
             batch.ends.insert(partition, offset + 1);
             let input = match self.decoder.decode(message) {
-                Ok(input) => input,
+                Ok(Record::Payment(input)) => input,
+                Ok(Record::Rules(rules)) => {
+                    tracing::info!(partition, offset, rules = &*rules.version(), "rule set");
+                    part.state.apply(rules);
+                    batch.outputs.push(Output::untraced(message, Written::RuleSet));
+                    continue;
+                }
                 Err(Failure::Letter { kind, error }) => {
                     tracing::warn!(partition, offset, kind = kind.as_str(), error, "dead letter");
-                    batch.outputs.push(Output {
-                        message,
-                        traceparent: None,
-                        span: None,
-                        written: Written::Letter { kind, error },
-                    });
+                    let letter = Written::Letter { kind, error };
+                    batch.outputs.push(Output::untraced(message, letter));
                     continue;
                 }
                 Err(Failure::Registry(error)) => return Err(error.into()),
             };
-            let verdict = match part.state.observe(&input.payment, input.appended_at) {
+            let observed = part.state.observe(&input.payment, input.appended_at);
+            let (rules, aside) = (part.state.rules(), &mut batch.aside);
+            let verdict = match observed {
                 Observed::Duplicate => {
                     batch.duplicates += 1;
                     continue;
                 }
-                Observed::Late => rules.judge_late(&input.payment),
-                Observed::Fresh(features) => rules.judge(&input.payment, &features),
+                Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us, aside),
+                Observed::Fresh(features) => rules.judge(&input.payment, &features, aside),
             };
             let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
             let span = tracer
@@ -428,8 +433,7 @@ impl Lane<'_> {
         }
         self.measured = Instant::now();
         let sizes = self.parts.values().map(|part| part.state.sizes());
-        let (payments, accounts) = sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
-        self.settings.metrics.remembered(self.number, payments, accounts);
+        self.settings.metrics.remembered(self.number, sizes.sum());
         let topic = &self.settings.topics.payments;
         for (partition, part) in &self.parts {
             let Ok((_, high)) = self.consumer.fetch_watermarks(topic, *partition, LAG_TIMEOUT) else {

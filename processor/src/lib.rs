@@ -6,20 +6,26 @@
 
 pub mod config;
 pub mod processor;
+pub mod rule_archive;
+pub mod rules;
 
+mod account;
+mod amounts;
 mod batch;
 mod breaker;
+mod calendar;
 mod consume;
 mod dead_letter;
 mod decode;
 mod features;
+mod habits;
 mod lane;
 mod ledger;
+mod merchant;
 mod metrics;
 mod publish;
 mod refill;
 mod replay;
-mod rules;
 mod score;
 mod state;
 mod takeover;

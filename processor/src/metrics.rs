@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -15,6 +16,7 @@ use sluice_proto::decision::Outcome;
 
 use crate::batch::{Batch, Written};
 use crate::dead_letter::Kind;
+use crate::state::Sizes;
 
 /// Upper bounds of the batch sizes, in events.
 const BATCH_BOUNDS: [f64; 10] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0, 5_000.0];
@@ -42,6 +44,18 @@ struct ByOutcome {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByType {
     error_type: &'static str,
+}
+
+/// Rules are named by whoever writes rule sets, which no client can, and a rule set has few.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRule {
+    rule: Arc<str>,
+    shadow: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailedRule {
+    rule: Arc<str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -74,6 +88,9 @@ pub(crate) struct Metrics {
     dead_letters: Family<ByType, Counter>,
     duplicates: Counter,
     late: Counter,
+    rule_sets: Counter,
+    rules_fired: Family<ByRule, Counter>,
+    rules_failed: Family<FailedRule, Counter>,
     batch_events: Histogram,
     step_duration: Family<ByStep, Latency>,
     takeover_duration: Latency,
@@ -83,6 +100,7 @@ pub(crate) struct Metrics {
     breaker_open: Family<ByLane, Gauge>,
     remembered_payments: Family<ByLane, Gauge>,
     remembered_accounts: Family<ByLane, Gauge>,
+    remembered_merchants: Family<ByLane, Gauge>,
 }
 
 impl Metrics {
@@ -93,6 +111,9 @@ impl Metrics {
             dead_letters: Family::default(),
             duplicates: Counter::default(),
             late: Counter::default(),
+            rule_sets: Counter::default(),
+            rules_fired: Family::default(),
+            rules_failed: Family::default(),
             batch_events: Histogram::new(BATCH_BOUNDS),
             step_duration: Family::default(),
             takeover_duration: Latency::default(),
@@ -102,6 +123,7 @@ impl Metrics {
             breaker_open: Family::default(),
             remembered_payments: Family::default(),
             remembered_accounts: Family::default(),
+            remembered_merchants: Family::default(),
         };
         let our = registry.sub_registry_with_prefix("processor");
         our.register(
@@ -123,6 +145,21 @@ impl Metrics {
             "late",
             "Decisions without history, because the payment came late",
             metrics.late.clone(),
+        );
+        our.register(
+            "rule_sets",
+            "Rule sets put in force, once for each partition",
+            metrics.rule_sets.clone(),
+        );
+        our.register(
+            "rules_fired",
+            "Payments for which a rule fired, by rule; one that is shadowed contributed nothing",
+            metrics.rules_fired.clone(),
+        );
+        our.register(
+            "rules_failed",
+            "Payments for which a rule's expression had no value, by rule",
+            metrics.rules_failed.clone(),
         );
         our.register(
             "batch_events",
@@ -171,6 +208,11 @@ impl Metrics {
             "Accounts in a lane's state",
             metrics.remembered_accounts.clone(),
         );
+        our.register(
+            "remembered_merchants",
+            "Merchants in a lane's state",
+            metrics.remembered_merchants.clone(),
+        );
         // A counter that only appears with its first event cannot be alerted on.
         for outcome in Outcome::ALL {
             drop(metrics.outcome(outcome));
@@ -190,6 +232,12 @@ impl Metrics {
                 Written::Decision(decision) => {
                     outcomes[decision.outcome as usize] += 1;
                     late += u64::from(decision.late);
+                    for reason in &decision.reasons {
+                        self.fired(&reason.rule_id, false);
+                    }
+                }
+                Written::RuleSet => {
+                    self.rule_sets.inc();
                 }
                 Written::Letter { kind, .. } => {
                     self.letters(*kind).inc();
@@ -200,6 +248,13 @@ impl Metrics {
             self.outcome(outcome).inc_by(count);
         }
         self.late.inc_by(late);
+        for rule in &batch.aside.shadowed {
+            self.fired(rule, true);
+        }
+        for rule in &batch.aside.failed {
+            let rule = rule.clone();
+            self.rules_failed.get_or_create_owned(&FailedRule { rule }).inc();
+        }
         self.duplicates.inc_by(batch.duplicates);
         self.batch_events.observe(records as f64);
     }
@@ -227,10 +282,11 @@ impl Metrics {
     }
 
     /// Says how much a lane's state holds.
-    pub(crate) fn remembered(&self, lane: u16, payments: usize, accounts: usize) {
+    pub(crate) fn remembered(&self, lane: u16, sizes: Sizes) {
         for (gauge, count) in [
-            (&self.remembered_payments, payments),
-            (&self.remembered_accounts, accounts),
+            (&self.remembered_payments, sizes.payments),
+            (&self.remembered_accounts, sizes.accounts),
+            (&self.remembered_merchants, sizes.merchants),
         ] {
             gauge
                 .get_or_create(&ByLane { lane })
@@ -242,6 +298,11 @@ impl Metrics {
         self.decisions.get_or_create_owned(&ByOutcome {
             outcome: outcome.as_str(),
         })
+    }
+
+    fn fired(&self, rule: &Arc<str>, shadow: bool) {
+        let rule = rule.clone();
+        self.rules_fired.get_or_create_owned(&ByRule { rule, shadow }).inc();
     }
 
     fn letters(&self, kind: Kind) -> Counter {

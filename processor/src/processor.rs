@@ -24,13 +24,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::config::Config;
+use crate::calendar::SECOND_US;
+use crate::config::{self, Config};
 use crate::consume::Bounds;
 use crate::lane::{self, Settings, Signals};
 use crate::ledger;
 use crate::metrics::Metrics;
 use crate::replay::Kept;
-use crate::rules::{RuleSet, horizons};
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
@@ -50,6 +50,9 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// The rule set's file, which was there when the options were checked.
+    #[error(transparent)]
+    Config(#[from] config::Error),
     /// Kafka, or its topics.
     #[error("{0}; topics are made by: sluicectl topics apply")]
     Topics(#[from] error::Admin),
@@ -121,7 +124,7 @@ impl Processor {
         };
         prepare_database(&config.postgres, &topics.payments).await?;
 
-        let rules = RuleSet::new(&config.thresholds);
+        let rules = config.rule_set()?;
         let run = Uuid::now_v7();
         tracing::info!(%run, rules = &*rules.version(), lanes = config.lanes, "built");
         let settings = Settings {
@@ -135,7 +138,7 @@ impl Processor {
                 linger: Duration::from_millis(config.batch_linger_ms.into()),
             },
             rules,
-            horizons: horizons(&config.thresholds),
+            lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
             payment_schema,
             decision_schema,
             // The lanes wait in their own way, which keeps them in their group.

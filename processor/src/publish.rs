@@ -1,5 +1,5 @@
-//! Owns the lane's transactional producer: decisions, dead letters, copies of late payments and the consumed offsets, all
-//! in one transaction.
+//! Owns the lane's transactional producer: decisions, dead letters, copies of late payments and of rule sets, and the
+//! consumed offsets, all in one transaction.
 //!
 //! Comes after the batch is decided; its commit is the commit point of the whole batch. Calls block the lane's thread.
 //! After an error the transaction is aborted; after an error in doubt the producer is dropped, and a new one fences it.
@@ -71,6 +71,7 @@ struct Metered {
     decisions: metrics::Producer,
     dead_letters: metrics::Producer,
     late: metrics::Producer,
+    rule_sets: metrics::Producer,
 }
 
 /// The lane's producer.
@@ -91,6 +92,7 @@ struct Sent {
     decisions: u64,
     dead_letters: u64,
     late: u64,
+    rule_sets: u64,
 }
 
 impl Publisher {
@@ -107,6 +109,7 @@ impl Publisher {
             decisions: metrics.producer(&topics.decisions),
             dead_letters: metrics.producer(&topics.dead_letters),
             late: metrics.producer(&topics.late),
+            rule_sets: metrics.producer(&topics.rule_sets),
         };
         let mut config = config.transactional_producer(transactional_id, transaction_timeout);
         // Success is seen by the queue's getting empty, which costs no event for each record.
@@ -141,6 +144,7 @@ impl Publisher {
                         self.send_copy(output.message)?;
                     }
                 }
+                Written::RuleSet => self.send_rule_set(output.message)?,
                 Written::Letter { kind, error } => {
                     let with_headers = |own| letter_headers(output.message, *kind, error, own);
                     send_original(&self.producer, &self.topics.dead_letters, output.message, with_headers)?;
@@ -256,12 +260,27 @@ impl Publisher {
         Ok(())
     }
 
+    /// Keeps a rule set for when its record is deleted with the payments around it.
+    fn send_rule_set(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Error> {
+        let key = (message.offset() + 1).to_string();
+        let record = BaseRecord::<str, [u8]>::to(&self.topics.rule_sets)
+            .partition(message.partition())
+            .key(&key)
+            .payload(message.payload().unwrap_or_default());
+        self.producer
+            .send(record)
+            .map_err(|(error, _)| error::Producer::Refused(error))?;
+        self.sent.rule_sets += 1;
+        Ok(())
+    }
+
     /// Each record's own latency would cost an event for each; the slowest stands for the batch.
     fn meter(&self, slowest: Duration) {
         for (metrics, sent) in [
             (&self.metrics.decisions, self.sent.decisions),
             (&self.metrics.dead_letters, self.sent.dead_letters),
             (&self.metrics.late, self.sent.late),
+            (&self.metrics.rule_sets, self.sent.rule_sets),
         ] {
             if sent > 0 {
                 metrics.delivered(slowest);

@@ -4,7 +4,7 @@
 //! Comes last in [`crate::takeover`]. A state that was kept from before is read on from where it stands.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -13,8 +13,9 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use sluice_kafka::error;
 
-use crate::decode::{Decoder, Failure};
-use crate::state::{Horizons, State};
+use crate::decode::{Decoder, Failure, Record};
+use crate::rules::RuleSet;
+use crate::state::State;
 
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
@@ -33,9 +34,9 @@ pub(crate) struct Replayed {
 
 impl Replayed {
     /// The state before the record at this offset, as if nothing came before it.
-    pub(crate) fn empty(horizons: Horizons, next: i64) -> Self {
+    pub(crate) fn empty(lateness_us: i64, rules: Arc<RuleSet>, next: i64) -> Self {
         Self {
-            state: State::new(horizons),
+            state: State::new(lateness_us, rules),
             next,
         }
     }
@@ -163,8 +164,12 @@ fn apply(
     }
     if message.offset() < *target {
         match decoder.decode(message) {
-            Ok(input) => {
+            Ok(Record::Payment(input)) => {
                 replayed.state.observe(&input.payment, input.appended_at);
+                replayed.state.merge();
+            }
+            Ok(Record::Rules(rules)) => {
+                replayed.state.apply(rules);
                 replayed.state.merge();
             }
             Err(Failure::Letter { .. }) => {}

@@ -1,4 +1,5 @@
-//! Owns what one input partition remembers: its stream time, the payments it has seen, and each account's recent past.
+//! Owns what one input partition remembers: its stream time, the payments it has seen, the recent past of each account
+//! and each merchant, and the rule set in force.
 //!
 //! Comes after [`crate::decode`]; its features go on to [`crate::rules`]. It does no I/O and reads no clock: it is a
 //! function of the partition's records up to an offset, so that replaying them rebuilds it. A batch is observed under an
@@ -8,17 +9,20 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use sluice_proto::event::PaymentRecord;
 
+use crate::account::{self, Account, fnv1a, units};
+use crate::calendar::{DAY_US, HISTORY_DAYS, day};
 use crate::features::Features;
-use crate::whereabouts::{Visit, Whereabouts};
-use crate::windows::Window;
+use crate::merchant::Merchant;
+use crate::rules::RuleSet;
 
 /// What is old is swept out each time the stream has advanced by this part of the time that it is kept for.
 const SWEEPS_PER_RETENTION: i64 = 4;
-/// Hashing is the same in every process, so that nothing about a replay differs.
+/// Hashing is the same in every run of a build, so that nothing about a replay differs.
 const SEEDS: [u64; 4] = [
     0x736c_7569_6365_2e31,
     0x736c_7569_6365_2e32,
@@ -26,26 +30,20 @@ const SEEDS: [u64; 4] = [
     0x736c_7569_6365_2e34,
 ];
 
-/// How far back the past matters, in microseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Horizons {
-    /// How far behind stream time a payment is still judged with its history.
-    pub(crate) lateness_us: i64,
-    /// Length of the window in which payments of an account are counted.
-    pub(crate) frequency_us: i64,
-    /// How long a change of named place is remarkable.
-    pub(crate) place_us: i64,
-    /// How long a position can matter to any rule.
-    pub(crate) travel_us: i64,
-}
+/// How long an account or a merchant without payments is kept beyond the allowed lateness, in microseconds: then all of its
+/// past lies before the days that a feature looks back on.
+const IDLE_US: i64 = (HISTORY_DAYS as i64 + 1) * DAY_US;
 
 /// What observing a payment yields.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Observed {
     /// The payment was seen before, within the allowed lateness.
     Duplicate,
-    /// The payment is behind stream time by more than the allowed lateness. It left no trace.
-    Late,
+    /// The payment is behind stream time, by more than the allowed lateness. It left no trace.
+    Late {
+        /// By how much, in microseconds.
+        behind_us: i64,
+    },
     /// The payment is now part of the state.
     Fresh(Features),
 }
@@ -53,24 +51,22 @@ pub(crate) enum Observed {
 /// A payment's identity, with the tenant as its hash.
 type Key = (u64, [u8; 16]);
 
-#[derive(Debug, Default, PartialEq)]
-struct Account {
-    window: Window,
-    whereabouts: Whereabouts,
-}
-
 /// The state of one partition.
 #[derive(Debug)]
 pub(crate) struct State {
-    horizons: Horizons,
-    hasher: RandomState,
+    /// How far behind stream time a payment is still judged with its history, in microseconds.
+    lateness_us: i64,
+    /// The rule set in force.
+    rules: Arc<RuleSet>,
     stream_time: i64,
     /// When each payment occurred that is not late by now.
     seen: HashMap<Key, i64, RandomState>,
-    /// By `tenant/account`.
-    accounts: HashMap<Box<str>, Account, RandomState>,
+    /// By `tenant/account`. Boxed, because a table that grows moves its entries.
+    accounts: HashMap<Box<str>, Box<Account>, RandomState>,
+    /// By `tenant/merchant`.
+    merchants: HashMap<Box<str>, Merchant, RandomState>,
     swept_seen_at: i64,
-    swept_accounts_at: i64,
+    swept_past_at: i64,
     undo: Undo,
 }
 
@@ -78,8 +74,9 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 struct Undo {
     stream_time: Option<i64>,
+    rules: Option<Arc<RuleSet>>,
     steps: Vec<Step>,
-    /// Keys of the accounts in `steps`, one after the other.
+    /// Keys of the accounts and merchants in `steps`, one after the other.
     keys: String,
 }
 
@@ -89,23 +86,36 @@ struct Step {
     seen_before: Option<i64>,
     account: Range<usize>,
     account_is_new: bool,
-    occurred_at: i64,
-    visit: Visit,
+    visit: account::Visit,
+    merchant: Range<usize>,
+    merchant_before: Option<Merchant>,
+}
+
+impl Undo {
+    /// Writes a key down, and says where.
+    fn key(&mut self, tenant: &str, name: &str) -> Range<usize> {
+        let start = self.keys.len();
+        self.keys.push_str(tenant);
+        self.keys.push('/');
+        self.keys.push_str(name);
+        start..self.keys.len()
+    }
 }
 
 impl State {
     /// The state before a partition's first record.
-    pub(crate) fn new(horizons: Horizons) -> Self {
+    pub(crate) fn new(lateness_us: i64, rules: Arc<RuleSet>) -> Self {
         let [a, b, c, d] = SEEDS;
         let hasher = RandomState::with_seeds(a, b, c, d);
         Self {
-            horizons,
+            lateness_us,
+            rules,
             stream_time: i64::MIN,
             seen: HashMap::with_hasher(hasher.clone()),
             accounts: HashMap::with_hasher(hasher.clone()),
-            hasher,
+            merchants: HashMap::with_hasher(hasher),
             swept_seen_at: i64::MIN,
-            swept_accounts_at: i64::MIN,
+            swept_past_at: i64::MIN,
             undo: Undo::default(),
         }
     }
@@ -115,14 +125,12 @@ impl State {
     /// everybody else's payments late.
     pub(crate) fn observe(&mut self, payment: &PaymentRecord, appended_at: i64) -> Observed {
         let time = payment.occurred_at;
-        let oldest = self.stream_time.saturating_sub(self.horizons.lateness_us);
+        let oldest = self.oldest();
         if time < oldest {
-            return Observed::Late;
+            let behind_us = self.stream_time.saturating_sub(time);
+            return Observed::Late { behind_us };
         }
-        let event = (
-            self.hasher.hash_one(payment.tenant.as_str()),
-            payment.event_id.uuid().into_bytes(),
-        );
+        let event = (fnv1a(payment.tenant.as_bytes()), payment.event_id.uuid().into_bytes());
         let seen_before = match self.seen.entry(event) {
             Entry::Occupied(seen) if *seen.get() >= oldest => return Observed::Duplicate,
             Entry::Occupied(mut expired) => Some(expired.insert(time)),
@@ -133,44 +141,60 @@ impl State {
         };
         let committed_stream_time = *self.undo.stream_time.get_or_insert(self.stream_time);
         self.stream_time = self.stream_time.max(time.min(appended_at));
+        // Measured from what is merged already, so that taking the batch back loses nothing that still matters.
+        let settled = committed_stream_time.saturating_sub(self.lateness_us);
 
-        let start = self.undo.keys.len();
-        self.undo.keys.push_str(&payment.tenant);
-        self.undo.keys.push('/');
-        self.undo.keys.push_str(&payment.account_id);
-        let range = start..self.undo.keys.len();
-        let key = &self.undo.keys[range.clone()];
+        let account = self.undo.key(&payment.tenant, &payment.account_id);
+        let key = &self.undo.keys[account.clone()];
         let account_is_new = !self.accounts.contains_key(key);
         if account_is_new {
-            self.accounts.insert(key.into(), Account::default());
+            self.accounts.insert(key.into(), Box::default());
         }
-        let Some(account) = self.accounts.get_mut(key) else {
+        let Some(past) = self.accounts.get_mut(key) else {
             unreachable!("inserted just above");
         };
+        let (mut features, visit) = past.observe(payment, settled, self.rules.horizons());
 
-        // Measured from what is merged already, so that taking the batch back loses nothing that still matters.
-        let settled = committed_stream_time.saturating_sub(self.horizons.lateness_us);
-        account
-            .window
-            .forget(settled.saturating_sub(self.horizons.frequency_us));
-        account.window.insert(time);
-        let features = Features {
-            recent_payments: account
-                .window
-                .count(time.saturating_sub(self.horizons.frequency_us), time),
-            moved: account.whereabouts.moved(payment, self.horizons.place_us),
-            travelled: account.whereabouts.travelled(payment),
-        };
-        let visit = account.whereabouts.visit(payment);
+        let merchant = self.undo.key(&payment.tenant, &payment.merchant_id);
+        let odd = features.is_odd(units(payment.amount.ten_thousandths().into()));
+        let (risk, merchant_before) = self.pay(merchant.clone(), time, odd);
+        features.merchant_risk = risk;
         self.undo.steps.push(Step {
             event,
             seen_before,
-            account: range,
+            account,
             account_is_new,
-            occurred_at: time,
             visit,
+            merchant,
+            merchant_before,
         });
         Observed::Fresh(features)
+    }
+
+    /// Takes the payment into its merchant's past. Gives the risk before it, and what the merchant was before it.
+    fn pay(&mut self, key: Range<usize>, time: i64, odd: bool) -> (f64, Option<Merchant>) {
+        let key = &self.undo.keys[key];
+        let day = day(time);
+        if let Some(merchant) = self.merchants.get_mut(key) {
+            let before = *merchant;
+            merchant.see(day, odd);
+            return (before.risk(day), Some(before));
+        }
+        let mut merchant = Merchant::default();
+        merchant.see(day, odd);
+        self.merchants.insert(key.into(), merchant);
+        (Merchant::default().risk(day), None)
+    }
+
+    /// Puts a rule set in force, from the next payment on.
+    pub(crate) fn apply(&mut self, rules: Arc<RuleSet>) {
+        let before = std::mem::replace(&mut self.rules, rules);
+        self.undo.rules.get_or_insert(before);
+    }
+
+    /// The rule set in force.
+    pub(crate) fn rules(&self) -> &Arc<RuleSet> {
+        &self.rules
     }
 
     /// Keeps what was observed since the last merge, and forgets what can no longer matter.
@@ -178,6 +202,7 @@ impl State {
         self.undo.steps.clear();
         self.undo.keys.clear();
         self.undo.stream_time = None;
+        self.undo.rules = None;
         self.sweep();
     }
 
@@ -192,45 +217,79 @@ impl State {
             if step.account_is_new {
                 self.accounts.remove(key);
             } else if let Some(account) = self.accounts.get_mut(key) {
-                account.window.remove(step.occurred_at);
-                account.whereabouts.revert(step.visit);
+                account.revert(step.visit);
+            }
+            let key = &self.undo.keys[step.merchant];
+            match step.merchant_before {
+                None => {
+                    self.merchants.remove(key);
+                }
+                Some(before) => {
+                    if let Some(merchant) = self.merchants.get_mut(key) {
+                        *merchant = before;
+                    }
+                }
             }
         }
         self.undo.keys.clear();
         if let Some(before) = self.undo.stream_time.take() {
             self.stream_time = before;
         }
+        if let Some(before) = self.undo.rules.take() {
+            self.rules = before;
+        }
     }
 
-    /// How many payments and accounts are remembered.
-    pub(crate) fn sizes(&self) -> (usize, usize) {
-        (self.seen.len(), self.accounts.len())
+    /// How much is remembered.
+    pub(crate) fn sizes(&self) -> Sizes {
+        Sizes {
+            payments: self.seen.len(),
+            accounts: self.accounts.len(),
+            merchants: self.merchants.len(),
+        }
+    }
+
+    /// What occurred before it is late.
+    fn oldest(&self) -> i64 {
+        self.stream_time.saturating_sub(self.lateness_us)
     }
 
     fn sweep(&mut self) {
-        let oldest = self.stream_time.saturating_sub(self.horizons.lateness_us);
+        let oldest = self.oldest();
         let due =
             |swept_at: i64, kept_us: i64| self.stream_time >= swept_at.saturating_add(kept_us / SWEEPS_PER_RETENTION);
-        let account_us = self.horizons.travel_us.max(self.horizons.frequency_us);
-        let sweep_seen = due(self.swept_seen_at, self.horizons.lateness_us);
-        let sweep_accounts = due(self.swept_accounts_at, account_us);
+        let sweep_seen = due(self.swept_seen_at, self.lateness_us);
+        let sweep_past = due(self.swept_past_at, IDLE_US);
         if sweep_seen {
             self.seen.retain(|_, time| *time >= oldest);
             self.swept_seen_at = self.stream_time;
         }
-        if sweep_accounts {
-            let idle_since = oldest.saturating_sub(account_us);
+        if sweep_past {
+            let idle_since = oldest.saturating_sub(IDLE_US);
             self.accounts
-                .retain(|_, account| account.last_seen().is_some_and(|time| time > idle_since));
-            self.swept_accounts_at = self.stream_time;
+                .retain(|_, account| account.newest().is_some_and(|time| time > idle_since));
+            let first_day = day(oldest).saturating_sub(HISTORY_DAYS);
+            self.merchants.retain(|_, merchant| merchant.newest_day() >= first_day);
+            self.swept_past_at = self.stream_time;
         }
     }
 }
 
-impl Account {
-    /// The newest payment's time is in the window unless it was forgotten, and then the position is as new.
-    fn last_seen(&self) -> Option<i64> {
-        self.window.newest().max(self.whereabouts.latest())
+/// How much a state remembers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) payments: usize,
+    pub(crate) accounts: usize,
+    pub(crate) merchants: usize,
+}
+
+impl std::iter::Sum for Sizes {
+    fn sum<I: Iterator<Item = Self>>(sizes: I) -> Self {
+        sizes.fold(Self::default(), |all, size| Self {
+            payments: all.payments + size.payments,
+            accounts: all.accounts + size.accounts,
+            merchants: all.merchants + size.merchants,
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! Comes before the lane's first batch, after every rebalance, and after every failure.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
@@ -17,6 +18,8 @@ use crate::ledger::{self, Ledger, Owner};
 use crate::publish;
 use crate::refill::{self, Doubt};
 use crate::replay::{self, Replayed};
+use crate::rule_archive;
+use crate::rules::RuleSet;
 
 /// How much longer than a transaction's timeout the stable offsets are waited for: the broker looks for transactions to
 /// abort every ten seconds.
@@ -42,6 +45,9 @@ pub enum Error {
     /// Filling in what Postgres lost.
     #[error(transparent)]
     Refill(#[from] refill::Error),
+    /// Finding the rule set that was in force where the replay begins.
+    #[error(transparent)]
+    Rules(#[from] rule_archive::Error),
     /// Rebuilding the state.
     #[error(transparent)]
     Replay(#[from] replay::Error),
@@ -116,7 +122,7 @@ pub(crate) fn take_over(
     let compensated = compensate(ledger, &owners, start.reason)?;
 
     // 7. The state at exactly that offset.
-    let mut states = states(settings, &owners, &offsets);
+    let mut states = states(settings, &owners, &offsets)?;
     let config = settings.kafka.reader(Isolation::ReadCommitted);
     let topic = &settings.topics.payments;
     let replayed = replay::rebuild(&config, topic, decoder, &mut states, goes_on)?;
@@ -164,17 +170,42 @@ fn compensate(ledger: &mut Ledger, owners: &[Owner], reason: &str) -> Result<u64
 }
 
 /// What is known of each partition's state, which may be nothing, and the offset that it has to be brought up to.
-fn states(settings: &Settings, owners: &[Owner], offsets: &BTreeMap<i32, Ends>) -> BTreeMap<i32, (Replayed, i64)> {
-    let state = |owner: &Owner| {
+fn states(
+    settings: &Settings,
+    owners: &[Owner],
+    offsets: &BTreeMap<i32, Ends>,
+) -> Result<BTreeMap<i32, (Replayed, i64)>, rule_archive::Error> {
+    let mut states = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for owner in owners {
         let Ends { low, committed } = offsets[&owner.part];
         let usable = settings
             .kept
             .take(owner.part)
             .filter(|kept| (low..=committed).contains(&kept.next));
-        let replayed = usable.unwrap_or_else(|| Replayed::empty(settings.horizons, low.min(committed)));
-        (owner.part, (replayed, committed))
-    };
-    owners.iter().map(state).collect()
+        match usable {
+            Some(kept) => {
+                states.insert(owner.part, (kept, committed));
+            }
+            None => unknown.push((owner.part, low.min(committed), committed)),
+        }
+    }
+    // The record of the rule set that judged the first payment of a replay may be deleted, if anything is.
+    let cut = unknown.iter().filter(|(_, start, _)| *start > 0);
+    let mut rules: BTreeMap<i32, Arc<RuleSet>> = rule_archive::last(
+        &settings.kafka,
+        &settings.topics,
+        cut.map(|(part, start, _)| (*part, *start)),
+    )?
+    .into_iter()
+    .map(|applied| (applied.partition, applied.rules))
+    .collect();
+    for (part, start, committed) in unknown {
+        let rules = rules.remove(&part).unwrap_or_else(|| settings.rules.clone());
+        let empty = Replayed::empty(settings.lateness_us, rules, start);
+        states.insert(part, (empty, committed));
+    }
+    Ok(states)
 }
 
 fn parts(owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {

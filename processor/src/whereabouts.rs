@@ -1,7 +1,7 @@
 //! Owns where an account was last: the latest place by name, the latest point by coordinates, and how a payment's own
 //! location compares with them.
 //!
-//! Comes below [`crate::state`]; what counts as impossible is decided in [`crate::rules`].
+//! Comes below [`crate::account`]; what counts as impossible is decided in [`crate::rules`].
 
 use std::sync::Arc;
 
@@ -10,7 +10,8 @@ use sluice_proto::event::PaymentRecord;
 /// Mean radius of the Earth, in kilometres.
 const EARTH_RADIUS_KM: f64 = 6_371.008_8;
 /// The farthest that two points on Earth can be apart, in kilometres.
-pub(crate) const FARTHEST_KM: f64 = std::f64::consts::PI * EARTH_RADIUS_KM;
+#[cfg(test)]
+const FARTHEST_KM: f64 = std::f64::consts::PI * EARTH_RADIUS_KM;
 
 /// A place by name: either part may be unknown.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,14 +35,15 @@ pub(crate) struct Whereabouts {
 }
 
 /// What [`Whereabouts::revert`] needs to restore one [`Whereabouts::visit`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Visit {
     place: PlaceChange,
     point: Option<Option<(i64, Point)>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum PlaceChange {
+    #[default]
     None,
     /// The same place at an earlier time, which is kept apart because it moves no names.
     Time(i64),
@@ -89,13 +91,14 @@ impl Whereabouts {
         })
     }
 
-    /// How far the payment's coordinates are from the latest ones, when both are known.
-    pub(crate) fn travelled(&self, payment: &PaymentRecord) -> Option<Trip> {
+    /// How far the payment's coordinates are from the latest ones, when both are known and at most `within_us` apart.
+    pub(crate) fn travelled(&self, payment: &PaymentRecord, within_us: i64) -> Option<Trip> {
         let (at, latest) = self.point?;
         let here = point(payment)?;
-        Some(Trip {
+        let elapsed_us = elapsed(at, payment.occurred_at);
+        (elapsed_us <= within_us).then(|| Trip {
             distance_km: latest.distance_km(here),
-            elapsed_us: elapsed(at, payment.occurred_at),
+            elapsed_us,
         })
     }
 
@@ -116,12 +119,6 @@ impl Whereabouts {
             .filter(|_| newer)
             .map(|point| self.point.replace((time, point)));
         Visit { place, point }
-    }
-
-    /// When the account was last seen anywhere.
-    pub(crate) fn latest(&self) -> Option<i64> {
-        let place = self.place.as_ref().map(|(at, _)| *at);
-        place.max(self.point.map(|(at, _)| at))
     }
 
     /// Takes a visit back. Visits are taken back in the reverse order.
@@ -223,11 +220,12 @@ mod tests {
         let mut account = Whereabouts::default();
         account.visit(&at(0, None, None, Some((48.8566, 2.3522))));
         let trip = account
-            .travelled(&at(5, None, None, Some((52.52, 13.405))))
+            .travelled(&at(5, None, None, Some((52.52, 13.405))), 5)
             .expect("two points");
         assert!((trip.distance_km - 877.5).abs() < 1.0, "{}", trip.distance_km);
-        let opposite = account.travelled(&at(5, None, None, Some((-48.8566, -177.6478))));
+        let opposite = account.travelled(&at(5, None, None, Some((-48.8566, -177.6478))), 5);
         assert!((opposite.expect("two points").distance_km - FARTHEST_KM).abs() < 0.001);
+        assert_eq!(account.travelled(&at(6, None, None, Some((52.52, 13.405))), 5), None);
     }
 
     #[test]

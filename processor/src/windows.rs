@@ -1,6 +1,6 @@
 //! Owns the sliding window of one account: the exact times of its recent payments.
 //!
-//! Comes below [`crate::state`], which decides what is inserted and when old times can no longer matter.
+//! Comes below [`crate::account`], which decides what is inserted and when old times can no longer matter.
 
 use std::collections::VecDeque;
 
@@ -45,11 +45,6 @@ impl Window {
             self.times.pop_front();
         }
     }
-
-    /// The newest time.
-    pub(crate) fn newest(&self) -> Option<i64> {
-        self.times.back().copied()
-    }
 }
 
 #[cfg(test)]
@@ -70,7 +65,6 @@ mod tests {
         assert_eq!(window.count(10, 30), 3, "10 is out, 30 is in");
         assert_eq!(window.count(9, 40), 5);
         assert_eq!(window.count(40, 50), 0);
-        assert_eq!(window.newest(), Some(40));
     }
 
     #[test]

@@ -15,6 +15,11 @@ pub const TRACEPARENT: &str = "traceparent";
 /// Name of the Avro schema, for consumers that route by it.
 pub const SCHEMA: &str = "schema";
 
+/// On a record of the payments topic that is no payment: what it is instead. The gateway never writes it.
+pub const CONTROL: &str = "sluice-record";
+/// The value of [`CONTROL`] for a rule set document, which is in force for the payments behind it in its partition.
+pub const RULE_SET: &str = "rule-set";
+
 /// On a dead letter: what kind of error, such as `DESERIALIZATION_ERROR`.
 pub const ERROR_TYPE: &str = "error_type";
 /// On a dead letter: the error in words.

@@ -8,6 +8,9 @@ pub const DECISIONS: &str = "decisions";
 pub const DEAD_LETTERS: &str = "payments.dlq";
 /// Copies of payments that came too late for the rules that need history.
 pub const LATE: &str = "payments.late";
+/// Rule sets that lanes have put in force: a record in the partition where it was, with the offset from which on as its
+/// key. Kept for ever, because the payments around it are not.
+pub const RULE_SETS: &str = "rule-sets";
 /// User actions.
 pub const USER_ACTIONS: &str = "user-actions";
 /// System events.
@@ -16,11 +19,12 @@ pub const SYSTEM_EVENTS: &str = "system-events";
 pub const METRIC_EVENTS: &str = "metric-events";
 
 /// Every topic, in the order in which they are shown.
-pub const ALL: [&str; 7] = [
+pub const ALL: [&str; 8] = [
     PAYMENTS,
     DECISIONS,
     DEAD_LETTERS,
     LATE,
+    RULE_SETS,
     USER_ACTIONS,
     SYSTEM_EVENTS,
     METRIC_EVENTS,

@@ -1,13 +1,8 @@
 //! Decisions that a test writes itself, as a processor whose transactions went wrong would.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{Offset, TopicPartitionList};
 use sluice_proto::avro::Encoder;
 use sluice_proto::decision::{Decision, Outcome};
 use sluice_proto::event::EventId;
@@ -82,15 +77,5 @@ pub async fn write(stack: &Stack, tenant: &Tenant, decisions: &[Decision]) -> Re
 /// # Errors
 /// When Kafka refuses.
 pub async fn delete_before(stack: &Stack, offset: i64) -> Result<()> {
-    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-        .set("bootstrap.servers", &stack.servers().kafka)
-        .create()?;
-    let mut offsets = TopicPartitionList::new();
-    offsets.add_partition_offset(&stack.topic(topics::DECISIONS), 0, Offset::Offset(offset))?;
-    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
-    let deleted = admin.delete_records(&offsets, &options).await?;
-    let element = deleted
-        .find_partition(&stack.topic(topics::DECISIONS), 0)
-        .context("no answer for the partition")?;
-    Ok(element.error()?)
+    crate::topics::delete_before(stack, topics::DECISIONS, &[offset]).await
 }

@@ -386,20 +386,30 @@ impl Stack {
     }
 
     fn create_topics(&self) -> Result<()> {
+        let partitions = self.options.partitions.to_string();
+        self.sluicectl(&["topics", "apply", "--partitions", &partitions])
+            .map(drop)
+    }
+
+    /// Runs sluicectl on the installation and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails, with what it says.
+    pub fn sluicectl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(servers::binary("sluicectl")?)
-            .args(["topics", "apply", "--partitions", &self.options.partitions.to_string()])
+            .args(arguments)
             .envs(self.common_env())
             .output()?;
         let (out, error) = (
-            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
             String::from_utf8_lossy(&output.stderr),
         );
         ensure!(
             output.status.success(),
-            "sluicectl topics apply: {}\n{out}{error}",
+            "sluicectl {arguments:?}: {}\n{out}{error}",
             output.status
         );
-        Ok(())
+        Ok(out)
     }
 
     /// The variables that all binaries share.

@@ -5,6 +5,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
@@ -116,30 +118,84 @@ fn record(message: &impl Message) -> Record {
 /// # Errors
 /// When Kafka does not take it.
 pub async fn write_payment(stack: &Stack, tenant: &str, account: &str, payload: Vec<u8>) -> Result<(i32, i64)> {
-    let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topics::PAYMENTS));
-    let (key, tenant) = (topics::key(tenant, account), tenant.to_owned());
-    tokio::task::spawn_blocking(move || write_blocking(&kafka, &topic, &key, &tenant, &payload)).await?
+    let outgoing = Outgoing {
+        partition: None,
+        key: Some(topics::key(tenant, account)),
+        payload,
+        header: (headers::TENANT, tenant.to_owned()),
+    };
+    write(stack, outgoing).await
 }
 
-fn write_blocking(kafka: &str, topic: &str, key: &str, tenant: &str, payload: &[u8]) -> Result<(i32, i64)> {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", kafka)
-        .set("partitioner", "murmur2_random")
-        .set("acks", "all");
-    let producer: BaseProducer<Reports> = config.create_with_context(Reports)?;
-    let tenant = Header {
-        key: headers::TENANT,
-        value: Some(tenant),
+/// Writes a record that is no payment to a partition of the payments topic. Returns its offset.
+///
+/// # Errors
+/// When Kafka does not take it.
+pub async fn write_control(stack: &Stack, partition: i32, kind: &str, payload: Vec<u8>) -> Result<i64> {
+    let outgoing = Outgoing {
+        partition: Some(partition),
+        key: None,
+        payload,
+        header: (headers::CONTROL, kind.to_owned()),
     };
-    let (report, reports) = mpsc::channel();
-    let record = BaseRecord::with_opaque_to(topic, Box::new(report))
-        .key(key)
-        .payload(payload);
-    let record = record.headers(OwnedHeaders::new().insert(tenant));
-    producer.send(record).map_err(|(error, _record)| error)?;
-    producer.flush(wait::SOON)?;
-    Ok(reports.try_recv().context("no delivery report")??)
+    Ok(write(stack, outgoing).await?.1)
+}
+
+struct Outgoing {
+    partition: Option<i32>,
+    key: Option<String>,
+    payload: Vec<u8>,
+    header: (&'static str, String),
+}
+
+async fn write(stack: &Stack, outgoing: Outgoing) -> Result<(i32, i64)> {
+    let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topics::PAYMENTS));
+    tokio::task::spawn_blocking(move || {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", kafka)
+            .set("partitioner", "murmur2_random")
+            .set("acks", "all");
+        let producer: BaseProducer<Reports> = config.create_with_context(Reports)?;
+        let (report, reports) = mpsc::channel();
+        let header = Header {
+            key: outgoing.header.0,
+            value: Some(&outgoing.header.1),
+        };
+        let mut record = BaseRecord::<str, [u8], _>::with_opaque_to(&topic, Box::new(report))
+            .payload(&outgoing.payload)
+            .headers(OwnedHeaders::new().insert(header));
+        if let Some(partition) = outgoing.partition {
+            record = record.partition(partition);
+        }
+        if let Some(key) = &outgoing.key {
+            record = record.key(key.as_str());
+        }
+        producer.send(record).map_err(|(error, _record)| error)?;
+        producer.flush(wait::SOON)?;
+        Ok(reports.try_recv().context("no delivery report")??)
+    })
+    .await?
+}
+
+/// Deletes what stands before these offsets of a topic, one for each partition, as retention does.
+///
+/// # Errors
+/// When Kafka refuses.
+pub async fn delete_before(stack: &Stack, topic: &str, offsets: &[i64]) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", &stack.servers().kafka)
+        .create()?;
+    let topic = stack.topic(topic);
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in (0..).zip(offsets) {
+        list.add_partition_offset(&topic, partition, Offset::Offset(*offset))?;
+    }
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    for element in admin.delete_records(&list, &options).await?.elements() {
+        element.error()?;
+    }
+    Ok(())
 }
 
 type Report = Result<(i32, i64), KafkaError>;

@@ -1,40 +1,34 @@
 //! HIGH_FREQUENCY: more payments of the account than usual in the window that ends with this one, by event time.
 
-use sluice_proto::decision::Reason;
-
-use super::Rule;
-use crate::config::Thresholds;
+use super::{Rule, document};
 use crate::features::Features;
 
 pub(super) const ID: &str = "HIGH_FREQUENCY";
 pub(super) const VERSION: &str = "1";
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct HighFrequency {
-    rule: Rule,
+    pub(super) rule: Rule,
     max_payments: usize,
     window_s: u32,
 }
 
 impl HighFrequency {
-    pub(super) fn new(thresholds: &Thresholds) -> Self {
+    pub(super) fn new(given: &document::HighFrequency) -> Self {
         Self {
-            rule: Rule::new(ID, VERSION, thresholds.high_frequency_contribution),
-            max_payments: thresholds.high_frequency_max as usize,
-            window_s: thresholds.high_frequency_window_s,
+            rule: Rule::new(ID, VERSION, given.contribution, given.shadow),
+            max_payments: given.more_than_payments as usize,
+            window_s: given.window_s,
         }
     }
 
-    pub(super) fn check(&self, features: &Features) -> Option<Reason> {
+    /// The facts, where it fires.
+    pub(super) fn check(&self, features: &Features) -> Option<String> {
         let Self {
             max_payments, window_s, ..
         } = self;
-        (features.recent_payments > *max_payments).then(|| {
-            self.rule.reason(format!(
-                "{} payments in {window_s} s, more than {max_payments}",
-                features.recent_payments
-            ))
-        })
+        let recent = features.recent_payments;
+        (recent > *max_payments).then(|| format!("{recent} payments in {window_s} s, more than {max_payments}"))
     }
 }
 
@@ -44,7 +38,12 @@ mod tests {
 
     #[test]
     fn the_sixth_payment_fires() {
-        let rule = HighFrequency::new(&Thresholds::default());
+        let rule = HighFrequency::new(&document::HighFrequency {
+            more_than_payments: 5,
+            window_s: 60,
+            contribution: 0.5,
+            shadow: false,
+        });
         let check = |recent_payments| {
             rule.check(&Features {
                 recent_payments,
@@ -52,6 +51,6 @@ mod tests {
             })
         };
         assert_eq!(check(5), None);
-        assert_eq!(check(6).expect("fires").detail, "6 payments in 60 s, more than 5");
+        assert_eq!(check(6).expect("fires"), "6 payments in 60 s, more than 5");
     }
 }

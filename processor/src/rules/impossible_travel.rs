@@ -1,9 +1,7 @@
 //! IMPOSSIBLE_TRAVEL: the account was somewhere else too short a while ago, by the names of the places or by coordinates.
 
-use sluice_proto::decision::Reason;
-
-use super::Rule;
-use crate::config::Thresholds;
+use super::{Rule, Seconds, document};
+use crate::calendar::SECOND_US;
 use crate::features::{Features, Move, Trip};
 
 pub(super) const ID: &str = "IMPOSSIBLE_TRAVEL";
@@ -14,35 +12,40 @@ pub(super) const VERSION: &str = "1";
 const SHORTEST_TRIP_US: i64 = 1_000_000;
 const MICROS_PER_HOUR: f64 = 3_600_000_000.0;
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct ImpossibleTravel {
-    rule: Rule,
+    pub(super) rule: Rule,
     max_kmh: f64,
     place_window_us: i64,
 }
 
 impl ImpossibleTravel {
-    pub(super) fn new(thresholds: &Thresholds) -> Self {
+    pub(super) fn new(given: &document::ImpossibleTravel) -> Self {
         Self {
-            rule: Rule::new(ID, VERSION, thresholds.travel_contribution),
-            max_kmh: f64::from(thresholds.travel_max_kmh),
-            place_window_us: super::horizons(thresholds).place_us,
+            rule: Rule::new(ID, VERSION, given.contribution, given.shadow),
+            max_kmh: f64::from(given.over_kmh),
+            place_window_us: i64::from(given.place_window_s) * SECOND_US,
         }
     }
 
-    pub(super) fn check(&self, features: &Features) -> Option<Reason> {
+    /// How long a change of named place is remarkable, in microseconds.
+    pub(super) fn place_window_us(&self) -> i64 {
+        self.place_window_us
+    }
+
+    /// The facts, where it fires.
+    pub(super) fn check(&self, features: &Features) -> Option<String> {
         let by_name = features
             .moved
             .as_ref()
             .filter(|moved| moved.elapsed_us <= self.place_window_us);
         let by_speed = features.travelled.filter(|trip| speed_kmh(trip) > self.max_kmh);
-        let detail = match (by_name, by_speed) {
-            (None, None) => return None,
-            (Some(moved), None) => named(moved),
-            (None, Some(trip)) => self.measured(&trip),
-            (Some(moved), Some(trip)) => format!("{}; {}", named(moved), self.measured(&trip)),
-        };
-        Some(self.rule.reason(detail))
+        match (by_name, by_speed) {
+            (None, None) => None,
+            (Some(moved), None) => Some(named(moved)),
+            (None, Some(trip)) => Some(self.measured(&trip)),
+            (Some(moved), Some(trip)) => Some(format!("{}; {}", named(moved), self.measured(&trip))),
+        }
     }
 
     fn measured(&self, trip: &Trip) -> String {
@@ -64,15 +67,6 @@ fn speed_kmh(trip: &Trip) -> f64 {
     trip.distance_km / (trip.elapsed_us.max(SHORTEST_TRIP_US) as f64 / MICROS_PER_HOUR)
 }
 
-/// Microseconds, shown as seconds with as many digits as a person wants to read.
-struct Seconds(i64);
-
-impl std::fmt::Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:.1} s", self.0 as f64 / 1e6)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +74,6 @@ mod tests {
 
     fn check(moved: Option<i64>, travelled: Option<(f64, i64)>) -> Option<String> {
         let features = Features {
-            recent_payments: 1,
             moved: moved.map(|elapsed_us| Move {
                 from: "Paris, FR".to_owned(),
                 to: "Tokyo, JP".to_owned(),
@@ -90,10 +83,15 @@ mod tests {
                 distance_km,
                 elapsed_us,
             }),
+            ..Features::default()
         };
-        ImpossibleTravel::new(&Thresholds::default())
-            .check(&features)
-            .map(|reason| reason.detail)
+        ImpossibleTravel::new(&document::ImpossibleTravel {
+            over_kmh: 1_000,
+            place_window_s: 60,
+            contribution: 0.8,
+            shadow: false,
+        })
+        .check(&features)
     }
 
     #[test]

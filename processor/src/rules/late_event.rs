@@ -1,31 +1,24 @@
 //! LATE_EVENT: the payment came too late for the rules that need history, so that somebody should look at it.
 
-use sluice_proto::decision::Reason;
-
-use super::Rule;
-use crate::config::Thresholds;
+use super::{Rule, Seconds, document};
 
 pub(super) const ID: &str = "LATE_EVENT";
 pub(super) const VERSION: &str = "1";
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct LateEvent {
-    rule: Rule,
-    allowed_lateness_s: u32,
+    pub(super) rule: Rule,
 }
 
 impl LateEvent {
-    pub(super) fn new(thresholds: &Thresholds) -> Self {
+    pub(super) fn new(given: &document::LateEvent) -> Self {
         Self {
-            rule: Rule::new(ID, VERSION, thresholds.late_contribution),
-            allowed_lateness_s: thresholds.allowed_lateness_s,
+            // A late payment is never approved, and its reason must be seen.
+            rule: Rule::new(ID, VERSION, given.contribution, false),
         }
     }
 
-    pub(super) fn reason(&self) -> Reason {
-        self.rule.reason(format!(
-            "more than {} s behind the partition's stream time",
-            self.allowed_lateness_s
-        ))
+    pub(super) fn detail(&self, behind_us: i64) -> String {
+        format!("{} behind the partition's stream time", Seconds(behind_us))
     }
 }

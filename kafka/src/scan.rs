@@ -1,0 +1,153 @@
+//! Reading stretches of a topic's partitions once, from one offset to another, without a group: for tools and for what a
+//! process looks up when it starts.
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::{Config, Isolation};
+use crate::context;
+use crate::error;
+
+/// How long one poll waits.
+const POLL: Duration = Duration::from_millis(100);
+/// How long the ends of a partition may take to read.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the log may give nothing before a scan is given up.
+pub const STALL: Duration = Duration::from_secs(30);
+
+/// Why a scan was given up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Kafka.
+    #[error(transparent)]
+    Consumer(#[from] error::Consumer),
+    /// The log gave nothing for [`STALL`].
+    #[error("nothing came of {topic} for {} s", STALL.as_secs())]
+    Stalled {
+        /// The topic.
+        topic: String,
+    },
+}
+
+/// What is read, by partition: from the first offset up to, and without, the second.
+pub type Ranges = BTreeMap<i32, Range<i64>>;
+
+/// A reader of stretches. Every call blocks.
+pub struct Scanner {
+    reader: BaseConsumer<context::Consumer>,
+}
+
+impl Scanner {
+    /// A scanner; it connects in the background.
+    ///
+    /// # Errors
+    /// [`error::Consumer::Create`].
+    pub fn new(config: &Config, isolation: Isolation) -> Result<Self, error::Consumer> {
+        let reader = config
+            .reader(isolation)
+            .create_with_context(context::Consumer)
+            .map_err(error::Consumer::Create)?;
+        Ok(Self { reader })
+    }
+
+    /// The first offset of a partition that is kept, and the one after the last that can be read.
+    ///
+    /// # Errors
+    /// [`error::Consumer::Offsets`].
+    pub fn ends(&self, topic: &str, partition: i32) -> Result<Range<i64>, error::Consumer> {
+        let what = "the ends of a partition";
+        let ends = self.reader.fetch_watermarks(topic, partition, ENDS_TIMEOUT);
+        let (low, high) = ends.map_err(|cause| error::Consumer::Offsets { what, cause })?;
+        Ok(low..high)
+    }
+
+    /// The first offset of a partition whose record was appended at this time or later, in milliseconds since the Unix
+    /// epoch; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`error::Consumer::Offsets`].
+    pub fn since(&self, topic: &str, partition: i32, time_ms: i64) -> Result<Option<i64>, error::Consumer> {
+        let failed = |cause| error::Consumer::Offsets {
+            what: "the offset of a time",
+            cause,
+        };
+        let mut times = TopicPartitionList::new();
+        times
+            .add_partition_offset(topic, partition, Offset::Offset(time_ms))
+            .map_err(failed)?;
+        let found = self.reader.offsets_for_times(times, ENDS_TIMEOUT).map_err(failed)?;
+        let Some(element) = found.find_partition(topic, partition) else {
+            return Ok(None);
+        };
+        element.error().map_err(failed)?;
+        Ok(match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        })
+    }
+
+    /// Gives every record of the ranges to `each`, in order by partition, until `each` breaks. Offsets without a record,
+    /// such as the markers of transactions, are passed over; so is what was deleted or is beyond the end.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn read(
+        &self,
+        topic: &str,
+        ranges: &Ranges,
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let control = |cause| error::Consumer::Control { step: "assign", cause };
+        let mut open: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut start = TopicPartitionList::new();
+        for (partition, range) in ranges.iter().filter(|(_, range)| !range.is_empty()) {
+            start
+                .add_partition_offset(topic, *partition, Offset::Offset(range.start))
+                .map_err(control)?;
+            open.insert(*partition, range.end);
+        }
+        self.reader.assign(&start).map_err(control)?;
+        let mut heard = Instant::now();
+        while !open.is_empty() {
+            match self.reader.poll(POLL) {
+                Some(Ok(message)) => {
+                    heard = Instant::now();
+                    let Some(end) = open.get(&message.partition()).copied() else {
+                        continue;
+                    };
+                    if message.offset() < end && each(&message).is_break() {
+                        break;
+                    }
+                    if message.offset() + 1 >= end {
+                        open.remove(&message.partition());
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
+                Some(Err(cause)) => {
+                    let error = error::Consumer::Poll(cause);
+                    if !error.is_retriable() {
+                        return Err(error.into());
+                    }
+                    tracing::debug!(%error, topic, "reading goes on");
+                }
+                None => {}
+            }
+            if heard.elapsed() > STALL {
+                return Err(Error::Stalled {
+                    topic: topic.to_owned(),
+                });
+            }
+        }
+        // What is not wanted is not fetched any further.
+        self.reader.assign(&TopicPartitionList::new()).map_err(control)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Owns sums of an account's payments by bucket of time and currency, from which the sum over a sliding span is added up
+//! to the resolution of a bucket.
+//!
+//! Comes below [`crate::account`], which decides what a bucket is and when old ones can no longer matter.
+
+use std::ops::RangeInclusive;
+
+use sluice_proto::money::Amount;
+
+/// The letters of an ISO 4217 code.
+pub(crate) type Currency = [u8; 3];
+
+/// Sums in ascending order of bucket and currency; no bucket is empty. Equal content has equal form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    sums: Vec<Sum>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sum {
+    /// In ten-thousandths. Wide enough for any number of payments that a counter of them holds.
+    total: i128,
+    bucket: i32,
+    currency: Currency,
+    payments: u32,
+}
+
+/// Payments that were added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Total {
+    pub(crate) payments: u64,
+    pub(crate) ten_thousandths: i128,
+}
+
+impl Sums {
+    /// Adds a payment.
+    pub(crate) fn add(&mut self, bucket: i32, currency: Currency, amount: Amount) {
+        match self.find(bucket, currency) {
+            Ok(place) => {
+                let sum = &mut self.sums[place];
+                sum.payments += 1;
+                sum.total += i128::from(amount.ten_thousandths());
+            }
+            Err(place) => {
+                // Most accounts have one or two buckets, for which doubling from four would be a waste.
+                if self.sums.len() == self.sums.capacity() {
+                    self.sums.reserve_exact(self.sums.len().max(1));
+                }
+                let sum = Sum {
+                    total: amount.ten_thousandths().into(),
+                    bucket,
+                    currency,
+                    payments: 1,
+                };
+                self.sums.insert(place, sum);
+            }
+        }
+    }
+
+    /// Takes a payment out that was added.
+    pub(crate) fn remove(&mut self, bucket: i32, currency: Currency, amount: Amount) {
+        if let Ok(place) = self.find(bucket, currency) {
+            let sum = &mut self.sums[place];
+            sum.payments -= 1;
+            sum.total -= i128::from(amount.ten_thousandths());
+            if sum.payments == 0 {
+                self.sums.remove(place);
+            }
+        }
+    }
+
+    /// The payments of one currency in a span of buckets.
+    pub(crate) fn total(&self, buckets: RangeInclusive<i32>, currency: Currency) -> Total {
+        let newest_first = self.sums.iter().rev();
+        newest_first
+            .skip_while(|sum| sum.bucket > *buckets.end())
+            .take_while(|sum| sum.bucket >= *buckets.start())
+            .filter(|sum| sum.currency == currency)
+            .fold(Total::default(), |all, sum| Total {
+                payments: all.payments + u64::from(sum.payments),
+                ten_thousandths: all.ten_thousandths + sum.total,
+            })
+    }
+
+    /// Forgets the buckets before this one.
+    pub(crate) fn forget(&mut self, before: i32) {
+        if self.sums.first().is_some_and(|oldest| oldest.bucket < before) {
+            self.sums.retain(|sum| sum.bucket >= before);
+        }
+    }
+
+    /// Where the sum is, or belongs. Nearly every payment is of the newest bucket.
+    fn find(&self, bucket: i32, currency: Currency) -> Result<usize, usize> {
+        match self.sums.last() {
+            Some(newest) if (newest.bucket, newest.currency) == (bucket, currency) => Ok(self.sums.len() - 1),
+            Some(newest) if (newest.bucket, newest.currency) > (bucket, currency) => self
+                .sums
+                .binary_search_by_key(&(bucket, currency), |sum| (sum.bucket, sum.currency)),
+            _ => Err(self.sums.len()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EUR: Currency = *b"EUR";
+    const USD: Currency = *b"USD";
+
+    fn amount(ten_thousandths: i64) -> Amount {
+        Amount::from_ten_thousandths(ten_thousandths)
+    }
+
+    fn sums(payments: &[(i32, Currency, i64)]) -> Sums {
+        let mut sums = Sums::default();
+        for &(bucket, currency, value) in payments {
+            sums.add(bucket, currency, amount(value));
+        }
+        sums
+    }
+
+    #[test]
+    fn each_currency_is_added_up_over_its_span() {
+        let sums = sums(&[(3, EUR, 10), (1, EUR, 1), (3, USD, 7), (2, EUR, 5), (3, EUR, 20)]);
+        let total = |buckets, currency| {
+            let Total {
+                payments,
+                ten_thousandths,
+            } = sums.total(buckets, currency);
+            (payments, ten_thousandths)
+        };
+        assert_eq!(total(1..=3, EUR), (4, 36));
+        assert_eq!(total(2..=2, EUR), (1, 5));
+        assert_eq!(total(2..=9, USD), (1, 7));
+        assert_eq!(total(4..=9, EUR), (0, 0));
+    }
+
+    #[test]
+    fn removing_undoes_adding() {
+        let before = sums(&[(1, EUR, 1), (2, EUR, 2), (2, USD, 3)]);
+        for (bucket, currency) in [(0, EUR), (1, EUR), (2, EUR), (2, USD), (1, USD), (3, EUR)] {
+            let mut after = before.clone();
+            after.add(bucket, currency, amount(i64::MAX));
+            assert_ne!(after, before);
+            after.remove(bucket, currency, amount(i64::MAX));
+            assert_eq!(after, before, "{bucket} {currency:?}");
+        }
+    }
+
+    #[test]
+    fn forgets_the_old() {
+        let mut some = sums(&[(1, EUR, 1), (2, USD, 2), (3, EUR, 3)]);
+        some.forget(3);
+        assert_eq!(some, sums(&[(3, EUR, 3)]));
+    }
+}
