@@ -5,6 +5,11 @@
 use_test_stack() {
   use_home "${SLUICE_HOME:-.sluice/test}"
   use_ports SLUICE_TEST_PORT 29092 29093 25432 28081 28082 25051 29464 29465
+  export_test_parts
+}
+
+# Where the harness finds the parts.
+export_test_parts() {
   export SLUICE_TEST_KAFKA="127.0.0.1:$PORT_KAFKA"
   export SLUICE_TEST_POSTGRES="postgres://postgres@127.0.0.1:$PORT_POSTGRES/postgres"
   export SLUICE_TEST_REGISTRY="http://127.0.0.1:$PORT_REGISTRY/apis/ccompat/v7"
@@ -22,12 +27,15 @@ command_test() {
   install_packages tests
   install_optional browser
   install_optional compose_check
+  (($# > 0)) || build_faulty
   say "building (release)"
   cargo build --release --workspace --bins --tests || die "the build failed: see the compiler's message above"
   local code=0
   check_docker_files || code=1
   start_clean
   run_tests "$@" || code=$?
+  # A run of everything breaks the servers too.
+  (($# > 0)) || "$BIN/sluice-chaos" --short 9>&- || code=1
   # What a failed test left in the parts may explain it; what passed is of no more use.
   ((code != 0)) || discard_stack
   exit "$code"

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
@@ -158,6 +158,14 @@ pub(crate) fn fetch_from(
             .map_err(control)?;
     }
     consumer.assign(&list).map_err(control)
+}
+
+/// What a lane never does: commits offsets before anything is decided. Only where the safeguard `offsets-last` is taken out.
+pub(crate) fn commit_early(consumer: &Consumer, records: &[BorrowedMessage<'_>]) -> Result<(), error::Consumer> {
+    records.iter().try_for_each(|record| {
+        let committed = consumer.commit_message(record, CommitMode::Sync);
+        committed.map_err(|cause| error::Consumer::Control { step: "commit", cause })
+    })
 }
 
 /// Waits for a first record, and collects what else is there up to the bounds.

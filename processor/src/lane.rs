@@ -15,7 +15,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::message::BorrowedMessage;
 use sluice_kafka::registry::Registry;
 use sluice_kafka::telemetry::{SpanKind, Tracer};
-use sluice_kafka::{Topics, error, metrics};
+use sluice_kafka::{Topics, error, fail, metrics};
 use sluice_proto::avro;
 use sluice_proto::decision::Decision;
 use uuid::Uuid;
@@ -123,6 +123,9 @@ pub enum Error {
     /// The ledger holds an event_id of the batch and does not say which.
     #[error("the ledger refuses a batch for a reason that is not in the batch")]
     Unresolved,
+    /// Only where faults are injected.
+    #[error(transparent)]
+    Injected(#[from] fail::Injected),
     /// There was no takeover. It is a mistake of this program, from which a takeover recovers.
     #[error("the lane has nothing to write with")]
     NotTakenOver,
@@ -244,8 +247,13 @@ impl Lane<'_> {
 
     /// One batch, from records to decisions that can be seen.
     fn process(&mut self, records: &[BorrowedMessage<'_>]) -> Result<(), Error> {
+        fail::point("lane.polled")?;
+        if !fail::safeguard("offsets-last") {
+            consume::commit_early(self.consumer, records)?;
+        }
         let mut timer = Timer::start(&self.settings.metrics);
         let mut batch = self.decide(records)?;
+        fail::point("lane.decided")?;
         timer.lap(Step::Decide);
         let late = batch.late_keys();
         if !late.is_empty() {
@@ -262,12 +270,14 @@ impl Lane<'_> {
                 return Err(Error::Unresolved);
             }
         }
+        fail::point("lane.committed")?;
         for (partition, end) in &batch.ends {
             if let Some(part) = self.parts.get_mut(partition) {
                 part.state.merge();
                 part.next = *end;
             }
         }
+        fail::point("lane.merged")?;
         self.breaker.reset();
         self.settings.metrics.committed(records.len(), &batch);
         end_spans(batch);
@@ -338,6 +348,7 @@ impl Lane<'_> {
         batch.fill(&mut self.rows, epoch, self.settings.run);
         self.publisher()?.send(&batch.outputs)?;
         timer.lap(Step::Send);
+        fail::point("lane.sent")?;
         let Links {
             ledger: Some(ledger),
             publisher: Some(publisher),
@@ -347,8 +358,10 @@ impl Lane<'_> {
         };
         ledger.prepare(&owners, &mut self.rows)?;
         timer.lap(Step::Prepare);
+        fail::point("lane.prepared")?;
         publisher.settle(&batch.ends, &membership)?;
         timer.lap(Step::Settle);
+        fail::point("lane.settled")?;
         publisher.commit()?;
         timer.lap(Step::Commit);
         self.mark_flushed(&owners);
@@ -359,7 +372,9 @@ impl Lane<'_> {
     fn flush_watermarks(&mut self) -> Result<(), Error> {
         let owners = self.owners(|_, part| part.flushed < part.next);
         if !owners.is_empty() {
+            fail::point("lane.flushing")?;
             self.ledger()?.flush(&owners)?;
+            fail::point("lane.flushed")?;
             self.mark_flushed(&owners);
         }
         self.measure();
@@ -410,7 +425,9 @@ impl Lane<'_> {
     /// Keeps the merged state of every partition for whichever lane takes it over next.
     fn park(&mut self) {
         for (partition, mut part) in std::mem::take(&mut self.parts) {
-            part.state.revert();
+            if fail::safeguard("undo") {
+                part.state.revert();
+            }
             let (state, next) = (part.state, part.next);
             self.settings.kept.put(partition, Replayed { state, next });
             self.settings

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use sluice_kafka::fail;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{Connection, Executor};
 use tokio::runtime::Runtime;
@@ -115,7 +116,7 @@ impl Ledger {
         const SQL: &str = "INSERT INTO part_owner (topic, part, epoch, watermark, instance) \
              SELECT $1, part, 1, 0, $3 FROM unnest($2) AS part ORDER BY part \
              ON CONFLICT (topic, part) DO UPDATE \
-             SET epoch = part_owner.epoch + 1, instance = excluded.instance, taken_over_at = now() \
+             SET epoch = part_owner.epoch + $4, instance = excluded.instance, taken_over_at = now() \
              RETURNING part, epoch, watermark";
         let topic = self.topic.clone();
         self.call("take ownership of partitions", async move |connection| {
@@ -124,6 +125,7 @@ impl Ledger {
                 .bind(topic)
                 .bind(parts)
                 .bind(instance)
+                .bind(i64::from(fail::safeguard("epoch")))
                 .fetch_all(connection)
                 .await?;
             Ok(rows
@@ -145,6 +147,9 @@ impl Ledger {
             set_watermarks(&mut transaction, &topic, owners).await?;
             let mut compensated = Vec::new();
             for owner in owners {
+                if !fail::safeguard("compensation") {
+                    continue;
+                }
                 let removed: (i64, Option<i64>, Option<i64>) = sqlx::query_as(REMOVE)
                     .bind(owner.part)
                     .bind(owner.watermark)
@@ -311,6 +316,9 @@ async fn set_watermarks(connection: &mut PgConnection, topic: &str, owners: &[Ow
     const SQL: &str = "UPDATE part_owner SET watermark = mine.watermark \
          FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS mine (part, epoch, watermark) \
          WHERE part_owner.topic = $1 AND part_owner.part = mine.part AND part_owner.epoch = mine.epoch";
+    if !fail::safeguard("watermark") {
+        return Ok(());
+    }
     let mut owners = owners.to_vec();
     owners.sort_unstable_by_key(|owner| owner.part);
     let column = |value: fn(&Owner) -> i64| owners.iter().map(value).collect::<Vec<i64>>();
@@ -322,7 +330,7 @@ async fn set_watermarks(connection: &mut PgConnection, topic: &str, owners: &[Ow
         .bind(column(|owner| owner.watermark))
         .execute(connection)
         .await?;
-    if done.rows_affected() == owners.len() as u64 {
+    if done.rows_affected() == owners.len() as u64 || !fail::safeguard("fencing") {
         Ok(())
     } else {
         Err(Failure::Fenced)

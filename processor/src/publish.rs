@@ -14,7 +14,7 @@ use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::util::Timeout;
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
-use sluice_kafka::{Config, Topics, error, metrics};
+use sluice_kafka::{Config, Topics, error, fail, metrics};
 use sluice_proto::avro::{EncodeError, Encoder};
 use sluice_proto::decision::Decision;
 use sluice_proto::headers;
@@ -26,6 +26,8 @@ use crate::dead_letter::{letter_headers, own_headers};
 pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
 /// How long an abort waits, twice at most. A transaction that is not aborted is fenced by the next producer.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much longer a transaction stays open where the safeguard `transaction-timeout` is taken out.
+const UNBOUNDED_TIMES: u32 = 10;
 /// How long one poll waits for deliveries.
 const DELIVERY_POLL: Duration = Duration::from_millis(1);
 
@@ -111,7 +113,8 @@ impl Publisher {
             late: metrics.producer(&topics.late),
             rule_sets: metrics.producer(&topics.rule_sets),
         };
-        let mut config = config.transactional_producer(transactional_id, transaction_timeout);
+        let patience = if fail::safeguard("transaction-timeout") { 1 } else { UNBOUNDED_TIMES };
+        let mut config = config.transactional_producer(transactional_id, transaction_timeout * patience);
         // Success is seen by the queue's getting empty, which costs no event for each record.
         config.set("delivery.report.only.error", "true");
         let context = Context {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 use sluice_kafka::config::Isolation;
-use sluice_kafka::{admin, error};
+use sluice_kafka::{admin, error, fail};
 
 use crate::consume::{self, Assignment, Consumer};
 use crate::decode::Decoder;
@@ -42,6 +42,9 @@ pub enum Error {
     /// The lane is in no group. It is a mistake of this program: nothing is assigned then.
     #[error("the lane is not a member of its group")]
     NoMember,
+    /// Only where faults are injected.
+    #[error(transparent)]
+    Injected(#[from] fail::Injected),
     /// Filling in what Postgres lost.
     #[error(transparent)]
     Refill(#[from] refill::Error),
@@ -90,15 +93,18 @@ pub(crate) fn take_over(
     // 1. Postgres: fence the old lane's writes.
     let ledger = connected(&mut links.ledger, settings)?;
     let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
+    fail::point("takeover.epochs")?;
 
     // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
     let publisher = match &mut links.publisher {
         Some(publisher) => publisher,
         none => none.insert(settings.publisher(start.lane)?),
     };
+    fail::point("takeover.producer")?;
 
     // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
     let offsets = stable_offsets(settings, consumer, &owners)?;
+    fail::point("takeover.offsets")?;
 
     // 4. The group's own word that the partitions are this lane's, given after the epochs were counted up. Without it a lane
     // that was stopped for so long that it lost them could remove rows which their new owner has prepared and is about to
@@ -106,6 +112,7 @@ pub(crate) fn take_over(
     let membership = start.assignment.membership.as_ref().ok_or(Error::NoMember)?;
     let committed = offsets.iter().map(|(part, ends)| (*part, ends.committed)).collect();
     publisher.prove(&committed, membership)?;
+    fail::point("takeover.proof")?;
 
     // 5. Postgres: what became visible and was lost since. The next step moves the watermark by which that is noticed.
     let doubts = owners.iter().map(|owner| Doubt {
@@ -114,18 +121,21 @@ pub(crate) fn take_over(
     });
     let open_for = settings.transaction_timeout + OFFSETS_SLACK;
     let refilled = refill::fill(settings, ledger, doubts, open_for, &mut goes_on)?;
+    fail::point("takeover.refill")?;
 
     // 6. Postgres: what was prepared at or above that never became visible.
     for owner in &mut owners {
         owner.watermark = committed[&owner.part];
     }
     let compensated = compensate(ledger, &owners, start.reason)?;
+    fail::point("takeover.compensation")?;
 
     // 7. The state at exactly that offset.
     let mut states = states(settings, &owners, &offsets)?;
     let config = settings.kafka.reader(Isolation::ReadCommitted);
     let topic = &settings.topics.payments;
     let replayed = replay::rebuild(&config, topic, decoder, &mut states, goes_on)?;
+    fail::point("takeover.state")?;
 
     let parts = parts(owners, states);
     consume::fetch_from(consumer, topic, parts.iter().map(|(part, it)| (*part, it.next)))?;

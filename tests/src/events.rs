@@ -62,6 +62,12 @@ pub fn ago(mut event: pb::Event, age: Duration) -> pb::Event {
     event
 }
 
+/// The event, so far in the future.
+pub fn ahead(mut event: pb::Event, by: Duration) -> pb::Event {
+    event.occurred_at = Some((SystemTime::now() + by).into());
+    event
+}
+
 /// The event at a place.
 pub fn at(event: pb::Event, country: &str, place: &str, latitude: f64, longitude: f64) -> pb::Event {
     with(event, |payment| {

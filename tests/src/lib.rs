@@ -5,13 +5,17 @@
 //! logs when it fails; `session` and `proxy` are raw clients and a bad network; `topics`, `ledger` and `checker` look at
 //! what was left behind.
 
+pub mod chaos;
 pub mod checker;
 pub mod collector;
 pub mod command;
 pub mod credentials;
 pub mod decisions;
 pub mod events;
+pub mod history;
 pub mod ledger;
+pub mod mix;
+pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod run;
@@ -21,4 +25,5 @@ pub mod stack;
 pub mod subscribe;
 pub mod subscription;
 pub mod topics;
+pub mod traffic;
 pub mod wait;

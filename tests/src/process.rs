@@ -28,6 +28,18 @@ static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
     orders
 });
 
+/// Sends a signal, such as `TERM`, to a process.
+///
+/// # Errors
+/// When there is no such process, or it is another user's.
+pub fn signal(pid: u32, signal: &str) -> Result<()> {
+    let sent = Command::new("sh")
+        .args(["-c", "kill -s \"$0\" \"$1\"", signal, &pid.to_string()])
+        .status()?;
+    ensure!(sent.success(), "cannot send SIG{signal} to {pid}");
+    Ok(())
+}
+
 /// A child process with its output in a file.
 #[derive(Debug)]
 pub struct Process {
@@ -91,6 +103,17 @@ impl Process {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// Whether a signal has stopped it, so that it neither runs nor has ended.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn is_stopped(&self) -> Result<bool> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name, in parentheses, may contain anything; the state comes after it.
+        let state = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().next());
+        Ok(state == Some("T"))
+    }
+
     /// Fails, saying how it ended, when it does not run any more.
     ///
     /// # Errors
@@ -119,11 +142,7 @@ impl Process {
     /// When it had ended before.
     pub fn signal(&mut self, signal: &str) -> Result<()> {
         self.must_run()?;
-        let sent = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", signal, &self.pid().to_string()])
-            .status()?;
-        ensure!(sent.success(), "cannot send SIG{signal} to {}", self.name);
-        Ok(())
+        self::signal(self.pid(), signal).with_context(|| self.name.clone())
     }
 
     /// Waits until it ended.

@@ -36,16 +36,16 @@ impl Servers {
     }
 }
 
-/// The directory of the binaries: this executable is in its `deps`.
+/// The directory of the binaries: this executable is in it, or in its `deps`.
 ///
 /// # Errors
 /// When the executable's own path is not known.
 pub fn binaries() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
-    let directory = this.parent().and_then(Path::parent);
-    Ok(directory
-        .context("the test's executable is in no directory")?
-        .to_owned())
+    let directory = this.parent().context("the executable is in no directory")?;
+    // A test's executable is in a directory of its own beside the binaries.
+    let is_test = directory.ends_with("deps");
+    Ok(directory.parent().filter(|_| is_test).unwrap_or(directory).to_owned())
 }
 
 /// The path of one of our binaries.
@@ -56,6 +56,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = binaries()?.join(name);
     if !path.is_file() {
         bail!("{} is missing: run ./dev test, which builds it", path.display());
+    }
+    Ok(path)
+}
+
+/// The path of one of our binaries as it was built with points at which faults can be injected.
+///
+/// # Errors
+/// When it was not built.
+pub fn faulty_binary(name: &str) -> Result<PathBuf> {
+    let path = binaries()?.join("failpoints").join(name);
+    if !path.is_file() {
+        bail!("{} is missing: run ./dev chaos, which builds it", path.display());
     }
     Ok(path)
 }

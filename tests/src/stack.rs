@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use sluice_proto::topics;
 use sqlx::{Connection, PgConnection};
 
 use crate::credentials;
@@ -37,6 +41,8 @@ pub struct Options {
     pub lanes: u32,
     /// The quota of each tenant.
     pub quota_events_per_s: u32,
+    /// Whether gateway and processors are those that faults can be injected into.
+    pub faulty: bool,
     /// More environment variables of the gateway.
     pub gateway_env: Vec<(String, String)>,
     /// More environment variables of each processor.
@@ -50,6 +56,7 @@ impl Default for Options {
             processors: 1,
             lanes: 2,
             quota_events_per_s: 100_000,
+            faulty: false,
             gateway_env: Vec::new(),
             processor_env: Vec::new(),
         }
@@ -246,8 +253,16 @@ impl Stack {
     /// # Errors
     /// When it cannot be started.
     pub fn start_gateway(&mut self) -> Result<()> {
+        self.start_gateway_with(&[])
+    }
+
+    /// The same with more environment variables for this one start.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_gateway_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
         self.gateway = None;
-        self.gateway = Some(self.spawn_gateway("gateway", self.gateway_address, self.gateway_admin)?);
+        self.gateway = Some(self.spawn_gateway("gateway", self.gateway_address, self.gateway_admin, env)?);
         Ok(())
     }
 
@@ -266,13 +281,19 @@ impl Stack {
     pub fn another_gateway_at(&self, name: &str, address: SocketAddr) -> Result<Gateway> {
         let admin = servers::free_address()?;
         Ok(Gateway {
-            process: self.spawn_gateway(name, address, admin)?,
+            process: self.spawn_gateway(name, address, admin, &[])?,
             address,
             admin,
         })
     }
 
-    fn spawn_gateway(&self, name: &str, listen: SocketAddr, admin: SocketAddr) -> Result<Process> {
+    fn spawn_gateway(
+        &self,
+        name: &str,
+        listen: SocketAddr,
+        admin: SocketAddr,
+        more: &[(&str, &str)],
+    ) -> Result<Process> {
         let mut env = self.common_env();
         env.extend([
             ("SLUICE_LISTEN".to_owned(), listen.to_string()),
@@ -287,7 +308,8 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.gateway_env.clone());
-        let program = servers::binary("sluice-gateway")?;
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let program = self.program("sluice-gateway")?;
         Process::start(name, &program, &[], &env, &self.directory)
     }
 
@@ -296,6 +318,14 @@ impl Stack {
     /// # Errors
     /// When it cannot be started.
     pub fn start_processor(&mut self, number: usize) -> Result<()> {
+        self.start_processor_with(number, &[])
+    }
+
+    /// The same with more environment variables for this one start.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_processor_with(&mut self, number: usize, more: &[(&str, &str)]) -> Result<()> {
         let mut env = self.common_env();
         env.extend([
             ("SLUICE_POSTGRES".to_owned(), self.database_url()?),
@@ -309,11 +339,20 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.processor_env.clone());
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         self.processors[number] = None;
-        let program = servers::binary("sluice-processor")?;
+        let program = self.program("sluice-processor")?;
         let name = format!("processor-{number}");
         self.processors[number] = Some(Process::start(&name, &program, &[], &env, &self.directory)?);
         Ok(())
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        if self.options.faulty {
+            servers::faulty_binary(name)
+        } else {
+            servers::binary(name)
+        }
     }
 
     /// Sets a variable of the parts that are started from now on.
@@ -325,6 +364,25 @@ impl Stack {
     /// Sets a variable of the processors that are started from now on.
     pub fn set_processor_env(&mut self, name: &str, value: &str) {
         self.options.processor_env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Stops everything that runs at once, and leaves nothing of the installation but its directory.
+    ///
+    /// # Errors
+    /// When Kafka or Postgres refuse.
+    pub async fn remove(mut self) -> Result<()> {
+        self.gateway = None;
+        self.processors.clear();
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.servers.kafka)
+            .create()?;
+        let names: Vec<String> = topics::ALL.iter().map(|name| self.topic(name)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        admin.delete_topics(&names, &AdminOptions::new()).await?;
+        let mut connection = PgConnection::connect(&self.servers.postgres).await?;
+        let statement = format!("DROP DATABASE {} WITH (FORCE)", self.database());
+        sqlx::raw_sql(&statement).execute(&mut connection).await?;
+        Ok(())
     }
 
     /// Waits until everything that was started says that it is ready.

@@ -31,6 +31,8 @@ pub struct Record {
     pub key: String,
     /// Its value.
     pub payload: Vec<u8>,
+    /// When it was stored, in milliseconds since the Unix epoch.
+    pub stored_at_ms: i64,
     /// Its headers; a header that occurs twice has its last value.
     pub headers: BTreeMap<String, Vec<u8>>,
 }
@@ -61,17 +63,29 @@ impl Record {
 /// # Errors
 /// When Kafka does not answer.
 pub async fn read(stack: &Stack, topic: &str) -> Result<Vec<Record>> {
-    let (kafka, topic, partitions) = (stack.servers().kafka.clone(), stack.topic(topic), stack.partitions());
-    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, partitions)).await?
+    read_as(stack, topic, "read_committed").await
 }
 
-fn read_blocking(kafka: &str, topic: &str, partitions: i32) -> Result<Vec<Record>> {
+/// The same with the records of transactions that were aborted.
+///
+/// # Errors
+/// When Kafka does not answer.
+pub async fn read_uncommitted(stack: &Stack, topic: &str) -> Result<Vec<Record>> {
+    read_as(stack, topic, "read_uncommitted").await
+}
+
+async fn read_as(stack: &Stack, topic: &str, isolation: &'static str) -> Result<Vec<Record>> {
+    let (kafka, topic, partitions) = (stack.servers().kafka.clone(), stack.topic(topic), stack.partitions());
+    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, partitions, isolation)).await?
+}
+
+fn read_blocking(kafka: &str, topic: &str, partitions: i32, isolation: &str) -> Result<Vec<Record>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", kafka)
         // A group is demanded even by a consumer that is assigned its partitions; nothing is committed to it.
         .set("group.id", "sluice-tests-reader")
         .set("enable.auto.commit", "false")
-        .set("isolation.level", "read_committed")
+        .set("isolation.level", isolation)
         .set("enable.partition.eof", "true")
         .set("fetch.wait.max.ms", "10")
         .create()?;
@@ -107,6 +121,7 @@ fn record(message: &impl Message) -> Record {
         offset: message.offset(),
         key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
         payload: message.payload().unwrap_or_default().to_vec(),
+        stored_at_ms: message.timestamp().to_millis().unwrap_or_default(),
         headers: headers
             .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
             .collect(),
@@ -196,6 +211,29 @@ pub async fn delete_before(stack: &Stack, topic: &str, offsets: &[i64]) -> Resul
         element.error()?;
     }
     Ok(())
+}
+
+/// Writes records again, in their partitions, as they are.
+///
+/// # Errors
+/// When Kafka does not take them.
+pub async fn write_again(stack: &Stack, topic: &str, records: Vec<Record>) -> Result<()> {
+    let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topic));
+    let written = tokio::task::spawn_blocking(move || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &kafka).set("enable.idempotence", "true");
+        let producer: BaseProducer = config.create()?;
+        for record in &records {
+            let again = BaseRecord::to(&topic)
+                .partition(record.partition)
+                .key(&record.key)
+                .payload(&record.payload);
+            producer.send(again).map_err(|(error, _record)| error)?;
+        }
+        producer.flush(wait::SOON)?;
+        anyhow::Ok(())
+    });
+    written.await?
 }
 
 type Report = Result<(i32, i64), KafkaError>;

@@ -12,7 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
-use sluice_kafka::{context, error};
+use sluice_kafka::{context, error, fail};
 use sluice_proto::avro::DecodeError;
 use tokio_util::sync::CancellationToken;
 
@@ -190,6 +190,7 @@ impl Consumer {
 
     fn append(&self, burst: &mut Vec<Entry>) {
         if !burst.is_empty() {
+            fail::pass("gateway.routing");
             self.source.metrics.consumed(burst.len() as u64);
             self.metrics.repeated.inc_by(self.router.append(burst.drain(..)));
         }

@@ -3,6 +3,7 @@
 //! Opaque to clients. Layout of version 2: the version (1 byte), the number of partitions (2 bytes), then for each
 //! partition the next offset and the high-watermark (8 bytes each); all big-endian. Version 1 had no high-watermarks.
 
+use sluice_kafka::fail;
 use sluice_proto::pb::ErrorCode;
 
 use crate::status::Failure;
@@ -34,7 +35,7 @@ impl Cursor {
     /// Passes a decision: `true` where it is the first one for its source offset.
     pub fn pass(&mut self, partition: usize, offset: i64, source_offset: i64) -> bool {
         self.next[partition] = self.next[partition].max(offset + 1);
-        let first = source_offset > self.high[partition];
+        let first = source_offset > self.high[partition] || !fail::safeguard("high-watermark");
         if first {
             self.high[partition] = source_offset;
         }

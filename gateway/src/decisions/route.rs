@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use sluice_kafka::fail;
 use tokio::sync::watch;
 
 use super::cursor::{Cursor, NOTHING};
@@ -94,7 +95,7 @@ impl Router {
             };
             let entry = Arc::new(entry);
             // Nobody else appends to the ring.
-            if entry.decision.source_offset <= ring.read().high {
+            if entry.decision.source_offset <= ring.read().high && fail::safeguard("high-watermark") {
                 let mut ring = ring.write();
                 ring.next = entry.offset + 1;
                 ring.at_end = false;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use sluice_kafka::fail;
 use sluice_proto::pb::subscribe_request::Message as Request;
 use sluice_proto::pb::subscribe_response::Message as Response;
 use sluice_proto::pb::{self, ErrorCode, ExpiredPosition};
@@ -315,6 +316,7 @@ impl Subscription {
                 decisions,
                 token: delivered.token().into(),
             };
+            fail::pass("gateway.delivering");
             self.send(outbound, Response::Batch(batch)).await?;
             // Not before: a drain may have interrupted the sending, and then tells where this is.
             self.delivered = delivered;

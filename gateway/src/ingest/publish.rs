@@ -15,7 +15,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-use sluice_kafka::error;
+use sluice_kafka::{error, fail};
 use sluice_proto::headers;
 use sluice_proto::pb::{self, ErrorCode};
 use tokio::sync::oneshot;
@@ -98,6 +98,7 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        fail::pass("gateway.delivered");
         let Delivery { to, permit, sent, kind } = *delivery;
         let metrics = &self.routes.of(kind).metrics;
         let fate = match result {
@@ -294,6 +295,7 @@ impl Sender<'_> {
         to: Recipient,
         sent: Instant,
     ) -> Result<(), Refused> {
+        fail::pass("gateway.producing");
         let route = self.routes.of(record.kind);
         let sequence = match &to {
             Recipient::Session { sequence, .. } => Some(*sequence),

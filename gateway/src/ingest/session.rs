@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
+use sluice_kafka::fail;
 use sluice_kafka::telemetry::SpanKind;
 use sluice_proto::pb::publish_request::Message as Request;
 use sluice_proto::pb::publish_response::Message as Response;
@@ -516,6 +517,7 @@ impl Session {
         if self.settled.is_empty() {
             return;
         }
+        fail::pass("gateway.acking");
         let mut acks = self.acks.coalesce(&mut self.settled);
         if let Some(last) = acks.last_mut() {
             last.resume_token = self.token().into();

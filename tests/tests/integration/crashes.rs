@@ -1,16 +1,13 @@
 //! kill -9 in mid-run: still exactly one decision for each payment, and the ledger says the same.
 
-use anyhow::Result;
 use sluice_proto::pb::Outcome;
 use sluice_tests::checker::{self, Expected};
-use sluice_tests::events;
-use sluice_tests::proxy::Proxy;
+use sluice_tests::{events, proxy};
 use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
 use sluice_tests::stack::Options;
 use sluice_tests::subscription::{Subscription, rules};
-
-use crate::traffic::Traffic;
+use sluice_tests::traffic::Traffic;
 
 #[test]
 fn a_processor_killed_again_and_again_decides_everything_once() {
@@ -93,7 +90,7 @@ fn a_restarted_processor_remembers_what_it_had_seen() {
 #[test]
 fn a_processor_whose_postgres_goes_away_waits_for_it() {
     on_prepared(Options::default(), async |stack| {
-        let (proxy, url) = postgres_proxy(&stack.database_url()?).await?;
+        let (proxy, url) = proxy::postgres(&stack.database_url()?).await?;
         stack.set_processor_env("SLUICE_POSTGRES", &url);
         stack.start_all().await?;
         let url = stack.gateway_url();
@@ -106,14 +103,4 @@ fn a_processor_whose_postgres_goes_away_waits_for_it() {
         traffic.finish(stack).await?;
         stack.must_run()
     });
-}
-
-/// A proxy in front of Postgres, and the database's URL through it.
-async fn postgres_proxy(url: &str) -> Result<(Proxy, String)> {
-    let (before, rest) = url.split_once('@').unwrap_or(("", url));
-    let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let target = tokio::net::lookup_host(server).await?.next();
-    let proxy = Proxy::start(target.ok_or_else(|| anyhow::anyhow!("{server} has no address"))?).await?;
-    let through = format!("{before}@{}/{database}", proxy.address());
-    Ok((proxy, through))
 }

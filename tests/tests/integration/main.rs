@@ -31,5 +31,4 @@ mod takeover;
 mod tenants;
 mod tools;
 mod traces;
-mod traffic;
 mod web;

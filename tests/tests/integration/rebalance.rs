@@ -2,8 +2,7 @@
 
 use sluice_tests::run::on_prepared;
 use sluice_tests::stack::Options;
-
-use crate::traffic::Traffic;
+use sluice_tests::traffic::Traffic;
 
 #[test]
 fn processors_that_come_and_go_decide_everything_once() {

@@ -7,8 +7,7 @@ use sluice_tests::events;
 use sluice_tests::proxy::Proxy;
 use sluice_tests::run::on_shared;
 use sluice_tests::session::{Session, authorized};
-
-use crate::traffic::Traffic;
+use sluice_tests::traffic::Traffic;
 
 #[test]
 fn a_session_goes_on_after_what_was_settled() {

@@ -9,8 +9,7 @@ use sluice_tests::run::on_own;
 use sluice_tests::session::{Session, authorized};
 use sluice_tests::stack::Options;
 use sluice_tests::subscription::Subscription;
-
-use crate::traffic::Traffic;
+use sluice_tests::traffic::Traffic;
 
 #[test]
 fn a_draining_gateway_tells_its_sessions_and_settles_what_it_has() {

@@ -1,0 +1,324 @@
+//! One trial's installation: servers into which faults can be injected, traffic through them, and somebody who looks on.
+//!
+//! Comes before [`super::scenario`] and [`super::broken`], which break it; [`super::run`] has it checked.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use sqlx::{Connection, PgConnection};
+
+use super::faults::{Armed, Fault};
+use super::watch::Watch;
+use crate::checker::Violations;
+use crate::history::History;
+use crate::mix::Mix;
+use crate::process::{self, Process};
+use crate::proxy::{self, Proxy};
+use crate::stack::{self, Stack};
+use crate::traffic::{self, Outcomes, Plan, Traffic};
+use crate::wait;
+
+/// After how long without a heartbeat a lane's partitions go to another one: as short as the broker allows.
+const SESSION_TIMEOUT_MS: u64 = 2_000;
+/// After how long the broker aborts the transaction of a lane that went silent.
+const TRANSACTION_TIMEOUT_MS: u64 = 5_000;
+/// How much longer than a transaction's timeout decisions may be held back by it.
+const HELD_BACK_SLACK: Duration = Duration::from_secs(5);
+/// Events during which a process stands still, or something is locked: longer than a session's timeout.
+pub const HOLD_EVENTS: usize = 2_500;
+/// What the servers write into their logs with each fault.
+const INJECTED: &str = "fault injected";
+
+/// How a trial's installation differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Processors that may run; the first of them does from the beginning.
+    pub processors: usize,
+    /// Lanes of each.
+    pub lanes: u32,
+    /// What is published.
+    pub mix: Mix,
+    /// Whether a second subscriber is slow.
+    pub slow_subscriber: bool,
+    /// Whether clients reach the gateway, and processors Postgres, by way of proxies.
+    pub proxied: bool,
+    /// The safeguards that are taken out.
+    pub without: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            processors: 1,
+            lanes: 2,
+            mix: Mix::ODD,
+            slow_subscriber: false,
+            proxied: false,
+            without: "",
+        }
+    }
+}
+
+/// A process that can be struck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The gateway.
+    Gateway,
+    /// One of the processors.
+    Processor(usize),
+}
+
+/// The proxies of a network that can fail.
+#[derive(Debug)]
+pub struct Network {
+    /// Between the clients and the gateway.
+    pub clients: Proxy,
+    /// Between the processors and Postgres.
+    pub postgres: Proxy,
+}
+
+/// An installation under trial.
+#[derive(Debug)]
+pub struct World {
+    /// Its parts.
+    pub stack: Stack,
+    /// What flows through it.
+    pub traffic: Traffic,
+    /// Who looks on.
+    pub watch: Watch,
+    /// Where the choices come from.
+    pub rng: Rng,
+    /// The network, where it is proxied.
+    pub network: Option<Network>,
+    /// Faults so far.
+    pub faults: Vec<String>,
+    /// How long it took each time until every partition decided new payments.
+    pub recoveries: Vec<Duration>,
+    /// Decisions that the trial itself wrote again.
+    pub forged: usize,
+}
+
+impl World {
+    /// Starts the gateway, the first processor and the traffic.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start(setup: Setup, seed: u64) -> Result<Self> {
+        let mut rng = Rng::with_seed(seed);
+        let options = stack::Options {
+            processors: setup.processors,
+            lanes: setup.lanes,
+            faulty: true,
+            ..stack::Options::default()
+        };
+        let mut stack = Stack::prepare(options).await?;
+        stack.set_env("SLUICE_WITHOUT", setup.without);
+        for (name, value) in [
+            ("SLUICE_SESSION_TIMEOUT_MS", SESSION_TIMEOUT_MS),
+            ("SLUICE_TRANSACTION_TIMEOUT_MS", TRANSACTION_TIMEOUT_MS),
+        ] {
+            stack.set_processor_env(name, &value.to_string());
+        }
+        let mut network = None;
+        let mut url = stack.gateway_url();
+        if setup.proxied {
+            let clients = Proxy::start(stack.gateway_address()).await?;
+            let (postgres, database) = proxy::postgres(&stack.database_url()?).await?;
+            stack.set_processor_env("SLUICE_POSTGRES", &database);
+            url = clients.url();
+            network = Some(Network { clients, postgres });
+        }
+        stack.start_gateway()?;
+        stack.start_processor(0)?;
+        stack.ready().await?;
+        let plan = Plan {
+            mix: setup.mix,
+            seed: rng.u64(..),
+            slow_subscriber: setup.slow_subscriber,
+            ..Plan::plain(&url)
+        };
+        let watch = Watch::start(&stack)?;
+        let mut traffic = Traffic::start_as(&stack, plan).await?;
+        traffic.recovers(partitions(&stack)).await?;
+        Ok(Self {
+            stack,
+            traffic,
+            watch,
+            rng,
+            network,
+            faults: Vec::new(),
+            recoveries: Vec::new(),
+            forged: 0,
+        })
+    }
+
+    /// Notes a fault.
+    pub fn note(&mut self, fault: impl Into<String>) {
+        self.faults.push(fault.into());
+    }
+
+    /// A process that was started.
+    ///
+    /// # Errors
+    /// When it was not.
+    pub fn process(&mut self, part: Part) -> Result<&mut Process> {
+        match part {
+            Part::Gateway => self.stack.gateway(),
+            Part::Processor(number) => self.stack.processor(number),
+        }
+    }
+
+    /// Starts a process with faults to come.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self, part: Part, armed: &[Armed]) -> Result<()> {
+        let armed: Vec<String> = armed.iter().map(Armed::to_string).collect();
+        let armed = armed.join(";");
+        let env = [("SLUICE_FAIL_POINTS", armed.as_str())];
+        match part {
+            Part::Gateway => self.stack.start_gateway_with(&env),
+            Part::Processor(number) => self.stack.start_processor_with(number, &env),
+        }
+    }
+
+    /// Kills a process at whatever it is doing, if it runs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn kill(&mut self, part: Part) -> Result<()> {
+        if self.process(part)?.runs()? {
+            self.process(part)?.kill_9()?;
+            self.note(format!("{part:?} kill at any moment"));
+        }
+        Ok(())
+    }
+
+    /// Starts a process anew with a fault to come, and waits until it has come.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn strike(&mut self, part: Part, armed: Armed) -> Result<()> {
+        let before = self.injected(part)?;
+        self.kill(part)?;
+        self.launch(part, &[armed])?;
+        wait::until(&format!("{part:?} meets {armed}"), async || {
+            Ok((self.injected(part)? > before).then_some(()))
+        })
+        .await?;
+        self.note(format!("{part:?} {armed}"));
+        match armed.fault {
+            Fault::Stop => self.stands(part).await,
+            fault if fault.ends_the_processor() => {
+                self.process(part)?.ended().await?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until a process is stopped.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn stands(&mut self, part: Part) -> Result<()> {
+        wait::until(&format!("{part:?} stands still"), async || {
+            Ok(self.process(part)?.is_stopped()?.then_some(()))
+        })
+        .await
+    }
+
+    /// Lets a stopped process go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn go_on(&mut self, part: Part) -> Result<()> {
+        self.process(part)?.signal("CONT")
+    }
+
+    /// Strikes, undoes what does not undo itself, and waits until everything works again.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn strike_and_recover(&mut self, part: Part, armed: Armed) -> Result<()> {
+        self.strike(part, armed).await?;
+        let mut since = Instant::now();
+        match armed.fault {
+            Fault::Kill | Fault::Panic => self.launch(part, &[])?,
+            Fault::Stop => {
+                self.traffic.passes(HOLD_EVENTS).await?;
+                self.go_on(part)?;
+                since = Instant::now();
+            }
+            Fault::Error | Fault::Delay(_) => {}
+        }
+        self.recovered(since).await
+    }
+
+    /// Waits until every partition decides new payments, and notes how long that took since the fault or its end.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub async fn recovered(&mut self, since: Instant) -> Result<()> {
+        self.traffic.recovers(partitions(&self.stack)).await?;
+        self.recoveries.push(since.elapsed());
+        self.stack.must_run()
+    }
+
+    /// Kills one of the Postgres processes that serve the processors. Postgres then ends all others, and recovers from its
+    /// log as after a power failure.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn crash_postgres(&mut self) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.stack.servers().postgres).await?;
+        let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'sluice-processor'";
+        let url = self.stack.database_url()?;
+        let database = url.rsplit('/').next().unwrap_or_default();
+        let pids: Vec<i32> = sqlx::query_scalar(query).bind(database).fetch_all(&mut connection).await?;
+        ensure!(!pids.is_empty(), "no processor is connected to Postgres");
+        let pid = pids[self.rng.usize(..pids.len())];
+        process::signal(pid.unsigned_abs(), "KILL")?;
+        self.note("Postgres crash");
+        Ok(())
+    }
+
+    /// Which processors own partitions now, by the ledger.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn owned_by(&self, processor: usize) -> Result<usize> {
+        let mut connection = crate::ledger::connect(&self.stack).await?;
+        let owners = crate::ledger::owners(&mut connection).await?;
+        let name = format!("-instance-{processor}-");
+        Ok(owners.iter().filter(|owner| owner.instance.contains(&name)).count())
+    }
+
+    /// Ends the traffic and checks everything.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub async fn end(self, violations: &mut Violations) -> Result<(Stack, Outcomes, History)> {
+        let (outcomes, history) = self.traffic.end(&self.stack).await?;
+        traffic::examine(&history, &outcomes, self.forged, violations);
+        let limit = Duration::from_millis(TRANSACTION_TIMEOUT_MS) + HELD_BACK_SLACK;
+        self.watch.end(limit, violations).await?;
+        Ok((self.stack, outcomes, history))
+    }
+
+    /// For how long an open transaction may hold decisions back.
+    pub fn longest_held_back() -> Duration {
+        Duration::from_millis(TRANSACTION_TIMEOUT_MS) + HELD_BACK_SLACK
+    }
+
+    fn injected(&mut self, part: Part) -> Result<usize> {
+        let log = self.process(part)?.log().to_owned();
+        let text = std::fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        Ok(String::from_utf8_lossy(&text).matches(INJECTED).count())
+    }
+}
+
+fn partitions(stack: &Stack) -> usize {
+    usize::try_from(stack.partitions()).unwrap_or_default()
+}

@@ -1,0 +1,402 @@
+//! A steady stream of payments in the background, with its decisions, while a test breaks things.
+//!
+//! Comes after [`crate::mix`], which makes the payments; [`crate::checker`] says whether all came right.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use sluice_client::{Outcome, Publisher, Start, Subscriber, Target, Ticket};
+use sluice_proto::pb;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use crate::checker::{self, Expected, Violations};
+use crate::history::History;
+use crate::mix::{Generator, Mix};
+use crate::stack::{Stack, Tenant};
+use crate::{ledger, topics, wait};
+
+/// The time of one tick.
+const TICK: Duration = Duration::from_millis(10);
+/// Ticks of a pause: long enough for an idle lane to flush its watermarks.
+const PAUSE_TICKS: u64 = 15;
+/// How long a row may stay PREPARED, and a decision on its way, when nothing is broken any more.
+const SETTLE: Duration = Duration::from_secs(10);
+/// A slow subscriber takes so many decisions in each tick.
+const SLOW_TICK_DECISIONS: usize = 5;
+/// And its credit.
+const SLOW_CREDIT: u32 = 64;
+
+/// Where a stream of payments goes, and what it is.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The URL to publish by.
+    pub publish_url: String,
+    /// The URL to subscribe by.
+    pub subscribe_url: String,
+    /// What is published.
+    pub mix: Mix,
+    /// From what.
+    pub seed: u64,
+    /// Whether a second subscriber is slower than the payments come.
+    pub slow_subscriber: bool,
+}
+
+impl Plan {
+    /// Plain payments by way of the stack's gateway.
+    pub fn plain(url: &str) -> Self {
+        Self {
+            publish_url: url.to_owned(),
+            subscribe_url: url.to_owned(),
+            mix: Mix::PLAIN,
+            seed: 0,
+            slow_subscriber: false,
+        }
+    }
+}
+
+/// How far the decisions have come.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    decided: usize,
+    /// By partition: when the newest payment that is decided was published, in milliseconds since the Unix epoch.
+    newest_ms: BTreeMap<i32, u64>,
+}
+
+/// Payments that flow until told to stop.
+#[derive(Debug)]
+pub struct Traffic {
+    tenant: Tenant,
+    stop: watch::Sender<bool>,
+    published: watch::Receiver<usize>,
+    progress: watch::Receiver<Progress>,
+    publishing: JoinHandle<Result<Published>>,
+    readers: Vec<Reader>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    wanted: oneshot::Sender<usize>,
+    reading: JoinHandle<Result<Received>>,
+}
+
+#[derive(Debug)]
+struct Published {
+    expected: Expected,
+    events: usize,
+    sessions: u64,
+}
+
+#[derive(Debug)]
+struct Received {
+    decisions: Vec<pb::FraudDecision>,
+    sessions: u64,
+}
+
+/// What the traffic came to.
+#[derive(Debug)]
+pub struct Outcomes {
+    /// Events that were published, repetitions included.
+    pub payments: usize,
+    /// How often a publishing session was opened.
+    pub publish_sessions: u64,
+    /// How often a subscription was opened.
+    pub subscribe_sessions: u64,
+    /// What was promised about them.
+    pub expected: Expected,
+    /// What each subscriber received, in order.
+    pub received: Vec<Vec<pb::FraudDecision>>,
+}
+
+impl Traffic {
+    /// Starts publishing plain payments and receiving by these URLs.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn start(stack: &Stack, publish_url: &str, subscribe_url: &str) -> Result<Self> {
+        let plan = Plan {
+            subscribe_url: subscribe_url.to_owned(),
+            ..Plan::plain(publish_url)
+        };
+        Self::start_as(stack, plan).await
+    }
+
+    /// Starts publishing and receiving as planned.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn start_as(stack: &Stack, plan: Plan) -> Result<Self> {
+        let tenant = stack.tenant();
+        let target = Target::new(&plan.subscribe_url, &tenant.key)?;
+        let (count, progress) = watch::channel(Progress::default());
+        let mut readers = vec![reader(Subscriber::builder(target.clone()).open().await?, Some(count), false)];
+        if plan.slow_subscriber {
+            let slow = Subscriber::builder(target).start(Start::Earliest).credit(SLOW_CREDIT);
+            readers.push(reader(slow.open().await?, None, true));
+        }
+        let publisher = Publisher::builder(Target::new(&plan.publish_url, &tenant.key)?, "traffic", 1);
+        let publisher = publisher.want_positions(true).connect().await?;
+        let (stop, stopped) = watch::channel(false);
+        let (sent, published) = watch::channel(0);
+        let generator = Generator::new(plan.mix.clone(), plan.seed);
+        let publishing = tokio::spawn(publish(publisher, tenant.name.clone(), plan.mix, generator, stopped, sent));
+        Ok(Self {
+            tenant,
+            stop,
+            published,
+            progress,
+            publishing,
+            readers,
+        })
+    }
+
+    /// Whose payments these are.
+    pub fn tenant(&self) -> &Tenant {
+        &self.tenant
+    }
+
+    /// Waits until so many more payments are decided than are published now, so that everything works that works again.
+    /// Only for a mix in which every payment is decided.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub async fn flows(&mut self, more: usize) -> Result<()> {
+        let goal = *self.published.borrow() + more;
+        let reached = self.progress.wait_for(|progress| progress.decided >= goal);
+        let reached = wait::soon("payments are decided", async { reached.await.map(|_progress| ()) }).await;
+        let decided = self.progress.borrow().decided;
+        reached
+            .with_context(|| format!("{decided} payments are decided, {goal} were expected"))?
+            .context("the subscription ended")
+    }
+
+    /// Waits until every partition decides payments that are published from now on. Says how long that took.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub async fn recovers(&mut self, partitions: usize) -> Result<Duration> {
+        let (began, began_ms) = (Instant::now(), unix_ms());
+        let whole = |progress: &Progress| {
+            let new = progress.newest_ms.values().filter(|newest| **newest > began_ms);
+            new.count() == partitions
+        };
+        let recovered = self.progress.wait_for(whole);
+        let recovered = wait::soon("every partition decides again", async { recovered.await.map(|_progress| ()) }).await;
+        let newest = self.progress.borrow().newest_ms.clone();
+        recovered
+            .with_context(|| format!("since {began_ms} the newest that were decided are {newest:?}"))?
+            .context("the subscription ended")?;
+        Ok(began.elapsed())
+    }
+
+    /// Waits until so many more payments are published: the time that passes while something is broken.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub async fn passes(&mut self, more: usize) -> Result<()> {
+        let goal = *self.published.borrow() + more;
+        let reached = self.published.wait_for(|published| *published >= goal);
+        wait::soon("payments are published", reached).await?.context("publishing ended")?;
+        Ok(())
+    }
+
+    /// Stops publishing, and waits until everything is acknowledged, processed and delivered, or does not come.
+    ///
+    /// # Errors
+    /// When publishing or a subscription fails, or the processors do not get to the end of the topic.
+    pub async fn end(self, stack: &Stack) -> Result<(Outcomes, History)> {
+        self.stop.send_replace(true);
+        let published = wait::soon("every payment is acknowledged", self.publishing).await???;
+        topics::consumed(stack).await?;
+        let mut connection = ledger::connect(stack).await?;
+        // What stays PREPARED is for the checker to tell.
+        drop(tokio::time::timeout(SETTLE, ledger::settled(&mut connection)).await);
+        let history = History::read(stack).await?;
+        let sources = history.decisions.iter().filter(|(record, _)| record.is_of(&self.tenant.name));
+        let sources = sources.map(|(_, decision)| (decision.source_partition, decision.source_offset));
+        let promised = sources.collect::<HashSet<_>>().len();
+        let (mut received, mut sessions) = (Vec::new(), 0);
+        for Reader { wanted, reading } in self.readers {
+            // A reader that has ended says why below.
+            wanted.send(promised).ok();
+            let read = wait::soon("the subscriber has read", reading).await???;
+            sessions += read.sessions;
+            received.push(read.decisions);
+        }
+        let outcomes = Outcomes {
+            payments: published.events,
+            publish_sessions: published.sessions,
+            subscribe_sessions: sessions,
+            expected: published.expected,
+            received,
+        };
+        Ok((outcomes, history))
+    }
+
+    /// Stops publishing, waits until everything is decided, and checks the whole promise.
+    ///
+    /// # Errors
+    /// Says what is wrong.
+    pub async fn finish(self, stack: &Stack) -> Result<Outcomes> {
+        let (outcomes, history) = self.end(stack).await?;
+        let mut violations = Violations::default();
+        examine(&history, &outcomes, 0, &mut violations);
+        let violations = violations.into_vec();
+        if !violations.is_empty() {
+            bail!("{}", checker::tell(&violations));
+        }
+        Ok(outcomes)
+    }
+}
+
+/// Checks everything that is promised about traffic that has ended, on an installation with the default rules. `forged` is
+/// how many decisions the test itself wrote again.
+pub fn examine(history: &History, outcomes: &Outcomes, forged: usize, violations: &mut Violations) {
+    let tenant = &outcomes.expected.tenant;
+    let visible = checker::visible(history, forged, violations);
+    checker::once(history, &visible, &outcomes.expected, violations);
+    for received in &outcomes.received {
+        checker::delivery(received, tenant, &visible, violations);
+    }
+    checker::ledger_rows(history, &visible, tenant, violations);
+    checker::replay(history, &visible, violations);
+    checker::epochs(history, violations);
+}
+
+async fn publish(
+    publisher: Publisher,
+    tenant: String,
+    mix: Mix,
+    mut generator: Generator,
+    stopped: watch::Receiver<bool>,
+    sent: watch::Sender<usize>,
+) -> Result<Published> {
+    let mut ticks = tokio::time::interval(TICK);
+    // A wait for credit or for a gateway that is gone is not made up for by a burst.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut tickets = Vec::new();
+    let mut tick = 0_u64;
+    while !*stopped.borrow() {
+        ticks.tick().await;
+        tick += 1;
+        if mix.pause_after_ticks > 0 && tick % (mix.pause_after_ticks + PAUSE_TICKS) >= mix.pause_after_ticks {
+            continue;
+        }
+        for _event in 0..mix.tick_events {
+            let next = generator.make();
+            let id = next.event.event_id.clone();
+            tickets.push((id, next.valid, publisher.publish(next.event).await?));
+        }
+        sent.send_replace(tickets.len());
+    }
+    let events = tickets.len();
+    let expected = settle(&tenant, tickets).await?;
+    let sessions = publisher.sessions();
+    publisher.close().await?;
+    Ok(Published {
+        expected,
+        events,
+        sessions,
+    })
+}
+
+/// What the gateway said about each event. One that was published several times is absent only if each time was.
+async fn settle(tenant: &str, tickets: Vec<(String, bool, Ticket)>) -> Result<Expected> {
+    let mut expected = Expected::of(tenant);
+    let mut maybe_stored = HashSet::new();
+    for (id, valid, ticket) in tickets {
+        expected.published.insert(id.clone());
+        match ticket.await?.outcome {
+            Outcome::Stored { position } => {
+                expected.acked.insert(id, position);
+            }
+            // The answer was lost; a refusal would have been of the event itself.
+            Outcome::Duplicate | Outcome::Settled if valid => {
+                expected.acked.entry(id).or_insert(None);
+            }
+            Outcome::Duplicate | Outcome::Settled => {
+                maybe_stored.insert(id);
+            }
+            Outcome::Error(error) if error.certainly_not_stored => {
+                anyhow::ensure!(!valid || error.retriable, "a valid event was refused: {error:?}");
+                expected.absent.insert(id);
+            }
+            Outcome::Error(_uncertain) => {
+                maybe_stored.insert(id);
+            }
+        }
+    }
+    let stored = |id: &String| expected.acked.contains_key(id) || maybe_stored.contains(id);
+    let absent = std::mem::take(&mut expected.absent);
+    let absent = absent.into_iter().filter(|id| !stored(id)).collect();
+    expected.absent = absent;
+    Ok(expected)
+}
+
+fn reader(subscriber: Subscriber, progress: Option<watch::Sender<Progress>>, slow: bool) -> Reader {
+    let (wanted, told) = oneshot::channel();
+    Reader {
+        wanted,
+        reading: tokio::spawn(receive(subscriber, told, progress, slow)),
+    }
+}
+
+/// Receives as it comes, or slowly, and once everything is decided, until nothing is missing or nothing comes any more.
+async fn receive(
+    mut subscriber: Subscriber,
+    mut told: oneshot::Receiver<usize>,
+    progress: Option<watch::Sender<Progress>>,
+    slow: bool,
+) -> Result<Received> {
+    let mut ticks = tokio::time::interval(TICK);
+    let (mut decisions, mut wanted) = (Vec::new(), None);
+    while wanted.is_none_or(|wanted| decisions.len() < wanted) {
+        if slow && wanted.is_none() && decisions.len() % SLOW_TICK_DECISIONS == 0 {
+            ticks.tick().await;
+        }
+        let next = tokio::select! {
+            count = &mut told, if wanted.is_none() => {
+                wanted = Some(count.context("publishing failed")?);
+                continue;
+            }
+            next = tokio::time::timeout(SETTLE, subscriber.next()) => next,
+        };
+        match next {
+            Ok(decision) => {
+                let decision = decision?.context("the subscription ended")?;
+                note(progress.as_ref(), &decision);
+                decisions.push(decision);
+            }
+            // What is missing is for the checker to tell.
+            Err(_nothing_comes) if wanted.is_some() => break,
+            Err(_nothing_comes) => {}
+        }
+    }
+    Ok(Received {
+        decisions,
+        sessions: subscriber.sessions(),
+    })
+}
+
+/// The events' ids begin with the time at which they were made.
+fn note(progress: Option<&watch::Sender<Progress>>, decision: &pb::FraudDecision) {
+    let Some(progress) = progress else { return };
+    let id = uuid::Uuid::parse_str(&decision.event_id).unwrap_or_default();
+    let published_ms = id.get_timestamp().map_or(0, |time| {
+        let (seconds, nanos) = time.to_unix();
+        seconds * 1_000 + u64::from(nanos) / 1_000_000
+    });
+    let partition = decision.source.unwrap_or_default().partition;
+    progress.send_modify(|progress| {
+        progress.decided += 1;
+        let newest = progress.newest_ms.entry(partition).or_default();
+        *newest = published_ms.max(*newest);
+    });
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
