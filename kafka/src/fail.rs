@@ -150,7 +150,12 @@ mod armed {
             let armed = Armed::parse("lane.sent=delay:250@3");
             assert_eq!((armed.point.as_str(), armed.hit), ("lane.sent", 3));
             assert_eq!(armed.fault, Fault::Delay(Duration::from_millis(250)));
-            for (text, fault) in [("kill", Fault::Kill), ("stop", Fault::Stop), ("error", Fault::Error), ("panic", Fault::Panic)] {
+            for (text, fault) in [
+                ("kill", Fault::Kill),
+                ("stop", Fault::Stop),
+                ("error", Fault::Error),
+                ("panic", Fault::Panic),
+            ] {
                 assert_eq!(Fault::parse(text), Some(fault));
             }
             assert_eq!(Fault::parse("delay:soon"), None);

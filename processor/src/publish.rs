@@ -113,7 +113,11 @@ impl Publisher {
             late: metrics.producer(&topics.late),
             rule_sets: metrics.producer(&topics.rule_sets),
         };
-        let patience = if fail::safeguard("transaction-timeout") { 1 } else { UNBOUNDED_TIMES };
+        let patience = if fail::safeguard("transaction-timeout") {
+            1
+        } else {
+            UNBOUNDED_TIMES
+        };
         let mut config = config.transactional_producer(transactional_id, transaction_timeout * patience);
         // Success is seen by the queue's getting empty, which costs no event for each record.
         config.set("delivery.report.only.error", "true");

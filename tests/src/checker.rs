@@ -160,7 +160,11 @@ pub async fn check(stack: &Stack, expected: &Expected) -> Result<Found> {
     }
     let of_tenant = |record: &Record| record.is_of(&expected.tenant);
     Ok(Found {
-        payments: history.payments.into_iter().filter(|(record, _)| of_tenant(record)).collect(),
+        payments: history
+            .payments
+            .into_iter()
+            .filter(|(record, _)| of_tenant(record))
+            .collect(),
         decisions: history.decisions,
     })
 }
@@ -194,12 +198,7 @@ pub fn visible(history: &History, forged: usize, violations: &mut Violations) ->
 }
 
 /// Invariant 1 for one tenant.
-pub fn once(
-    history: &History,
-    visible: &[(Record, Decision)],
-    expected: &Expected,
-    violations: &mut Violations,
-) {
+pub fn once(history: &History, visible: &[(Record, Decision)], expected: &Expected, violations: &mut Violations) {
     use Invariant::Once;
     let of_tenant = |record: &&Record| record.is_of(&expected.tenant);
     let payments: Vec<_> = history
@@ -210,7 +209,9 @@ pub fn once(
     let mut positions: HashMap<String, Vec<(i32, i64)>> = HashMap::new();
     for (record, payment) in &payments {
         let id = payment.event_id.to_string();
-        violations.require(expected.published.contains(&id), Once, || format!("{id} was never published"));
+        violations.require(expected.published.contains(&id), Once, || {
+            format!("{id} was never published")
+        });
         violations.require(!expected.absent.contains(&id), Once, || {
             format!("{id} is stored, though the gateway said that it is certainly not")
         });
@@ -229,7 +230,9 @@ pub fn once(
         }
     }
     let dead: HashSet<(i32, i64)> = history.letters.iter().map(|letter| letter.source).collect();
-    violations.require(dead.len() == history.letters.len(), Once, || "a record has two dead letters".to_owned());
+    violations.require(dead.len() == history.letters.len(), Once, || {
+        "a record has two dead letters".to_owned()
+    });
     // The first occurrence of an id is the one that is decided.
     let mut first: BTreeMap<String, &(Record, PaymentRecord)> = BTreeMap::new();
     for pair in payments {
@@ -274,7 +277,10 @@ fn same_payment(source: &(Record, PaymentRecord), decided: &(Record, Decision), 
         trace_id(stored),
     );
     violations.require(about == given, Invariant::Once, || {
-        format!("the decision of {} is not about its payment: {about:?} {given:?}", payment.event_id)
+        format!(
+            "the decision of {} is not about its payment: {about:?} {given:?}",
+            payment.event_id
+        )
     });
 }
 
@@ -297,17 +303,29 @@ pub fn delivery(
         let id = &decision.event_id;
         let source = decision.source.unwrap_or_default();
         let at = (source.partition, source.offset);
-        violations.require(delivered.insert(at), Delivery, || format!("{id} at {at:?} was delivered twice"));
+        violations.require(delivered.insert(at), Delivery, || {
+            format!("{id} at {at:?} was delivered twice")
+        });
         let high = highest.entry(at.0).or_insert(-1);
-        violations.require(at.1 >= *high, Delivery, || format!("{id} at {at:?} was delivered after {high}"));
+        violations.require(at.1 >= *high, Delivery, || {
+            format!("{id} at {at:?} was delivered after {high}")
+        });
         *high = at.1.max(*high);
         let Some(promised) = promised.get(&at) else {
-            violations.add(Delivery, format!("{id} at {at:?} was delivered and is no visible decision"));
+            violations.add(
+                Delivery,
+                format!("{id} at {at:?} was delivered and is no visible decision"),
+            );
             continue;
         };
         let outcome = decision.outcome().as_str_name().trim_start_matches("OUTCOME_");
         let told = (id.as_str(), outcome, decision.score, decision.late);
-        let decided = (promised.event_id.to_string(), promised.outcome.as_str(), promised.score, promised.late);
+        let decided = (
+            promised.event_id.to_string(),
+            promised.outcome.as_str(),
+            promised.score,
+            promised.late,
+        );
         let decided = (decided.0.as_str(), decided.1, decided.2, decided.3);
         violations.require(told == decided, Delivery, || {
             format!("a decision was delivered differently: {told:?}, not {decided:?}")
@@ -335,7 +353,9 @@ pub fn ledger_rows(history: &History, visible: &[(Record, Decision)], tenant: &s
             continue;
         };
         let said = entry(decision, row);
-        violations.require(*row == said, Ledger, || format!("ledger and decision differ: {row:?} {said:?}"));
+        violations.require(*row == said, Ledger, || {
+            format!("ledger and decision differ: {row:?} {said:?}")
+        });
     }
     for row in kept.values() {
         violations.add(Ledger, format!("the ledger has a row without a decision: {row:?}"));
@@ -372,7 +392,11 @@ fn entry(decision: &Decision, row: &Entry) -> Entry {
 pub fn replay(history: &History, visible: &[(Record, Decision)], violations: &mut Violations) {
     use Invariant::Replay;
     let fates = oracle::replay(&history.records);
-    let letters: HashMap<_, _> = history.letters.iter().map(|letter| (letter.source, letter.kind.as_str())).collect();
+    let letters: HashMap<_, _> = history
+        .letters
+        .iter()
+        .map(|letter| (letter.source, letter.kind.as_str()))
+        .collect();
     let decided: HashMap<_, _> = visible
         .iter()
         .map(|(_, decision)| ((decision.source_partition, decision.source_offset), decision))
@@ -398,16 +422,27 @@ pub fn replay(history: &History, visible: &[(Record, Decision)], violations: &mu
             (None, Some(Fate::Repeated | Fate::Dead("CONFLICT"))) => true,
             (None, _) => false,
         };
-        violations.require(agrees, Replay, || format!("an attempt at {at:?} was decided differently: {attempt:?}"));
+        violations.require(agrees, Replay, || {
+            format!("an attempt at {at:?} was decided differently: {attempt:?}")
+        });
     }
     let late = visible.iter().filter(|(_, decision)| decision.late).count();
     violations.require(late == history.copies.len(), Replay, || {
-        format!("{late} decisions are late, and there are {} copies", history.copies.len())
+        format!(
+            "{late} decisions are late, and there are {} copies",
+            history.copies.len()
+        )
     });
 }
 
 fn agrees(fate: &Fate, decision: &Decision) -> bool {
-    let Fate::Decided { rules, score, outcome, late } = fate else {
+    let Fate::Decided {
+        rules,
+        score,
+        outcome,
+        late,
+    } = fate
+    else {
         return false;
     };
     let fired: Vec<&str> = decision.reasons.iter().map(|reason| &*reason.rule_id).collect();
@@ -424,16 +459,21 @@ pub fn epochs(history: &History, violations: &mut Violations) {
     let mut newest: HashMap<i32, i64> = HashMap::new();
     for row in &history.rows {
         let before = newest.insert(row.partition, row.epoch).unwrap_or(0);
-        violations.require(row.epoch >= before, Epochs, || format!("written after epoch {before}: {row:?}"));
+        violations.require(row.epoch >= before, Epochs, || {
+            format!("written after epoch {before}: {row:?}")
+        });
     }
     for owner in &history.owners {
         let written = newest.get(&owner.partition).copied().unwrap_or(0);
-        violations.require(written <= owner.epoch, Epochs, || format!("a row of epoch {written} is newer than {owner:?}"));
+        violations.require(written <= owner.epoch, Epochs, || {
+            format!("a row of epoch {written} is newer than {owner:?}")
+        });
     }
     for removed in &history.compensations {
-        let rows = history.rows.iter().filter(|row| {
-            row.partition == removed.partition && (removed.first..=removed.last).contains(&row.offset)
-        });
+        let rows = history
+            .rows
+            .iter()
+            .filter(|row| row.partition == removed.partition && (removed.first..=removed.last).contains(&row.offset));
         for row in rows.filter(|row| row.epoch < removed.epoch) {
             violations.add(Epochs, format!("{row:?} was there before {removed:?} and still is"));
         }
@@ -455,3 +495,7 @@ pub fn decode<T: sluice_proto::avro::Record>(record: &Record) -> Result<T> {
     let reader = GenericDatumReader::builder(schema).human_readable(false).build()?;
     Ok(reader.read_deser(&mut &*datum)?)
 }
+
+#[cfg(test)]
+#[path = "checker_tests.rs"]
+mod tests;

@@ -139,7 +139,9 @@ impl Generator {
         };
         let mut event = events::payment(&account);
         if self.of_a_hundred(self.mix.large) {
-            event = events::with(event, |payment| payment.amount = Some(events::euros(UNITS_OVER_THE_LIMIT, 0)));
+            event = events::with(event, |payment| {
+                payment.amount = Some(events::euros(UNITS_OVER_THE_LIMIT, 0))
+            });
         }
         if self.of_a_hundred(self.mix.placed)
             && let Some((country, place, latitude, longitude)) = self.rng.choice(CITIES)

@@ -1,6 +1,7 @@
-//! A second opinion on every decision: what docs/rules.md says, recomputed from the payments topic alone and as naively as
-//! possible. It shares nothing with the processor but the contract: each payment is compared with every earlier one of its
-//! partition that may concern it, nothing is ever forgotten, and distances are computed by another formula.
+//! A second opinion on every decision: what docs/rules.md says of rules and ARCHITECTURE.md of repetitions, recomputed from
+//! the payments topic alone and as naively as possible. It shares nothing with the processor but the contract: each payment
+//! is compared with every earlier one of its partition that may concern it, nothing is ever forgotten, and distances are
+//! computed by another formula.
 //!
 //! Comes after [`crate::history`] has read the topic; [`crate::checker`] compares what comes out with what was decided.
 
@@ -256,7 +257,10 @@ mod tests {
 
     fn fates(records: &[Record]) -> Vec<Fate> {
         let fates = replay(records);
-        records.iter().map(|record| fates[&(0, record.offset)].clone()).collect()
+        records
+            .iter()
+            .map(|record| fates[&(0, record.offset)].clone())
+            .collect()
     }
 
     fn rules(fate: &Fate) -> Vec<&'static str> {
@@ -321,6 +325,9 @@ mod tests {
         broken.payload.truncate(9);
         let invalid = record(1, 2, 0, |payment| payment.account_id.clear());
         let found = fates(&[broken, invalid]);
-        assert_eq!(found, [Fate::Dead("DESERIALIZATION_ERROR"), Fate::Dead("VALIDATION_ERROR")]);
+        assert_eq!(
+            found,
+            [Fate::Dead("DESERIALIZATION_ERROR"), Fate::Dead("VALIDATION_ERROR")]
+        );
     }
 }

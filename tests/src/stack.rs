@@ -308,7 +308,10 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.gateway_env.clone());
-        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        env.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
         let program = self.program("sluice-gateway")?;
         Process::start(name, &program, &[], &env, &self.directory)
     }
@@ -339,7 +342,10 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.processor_env.clone());
-        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        env.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
         self.processors[number] = None;
         let program = self.program("sluice-processor")?;
         let name = format!("processor-{number}");

@@ -221,7 +221,9 @@ pub async fn write_again(stack: &Stack, topic: &str, records: Vec<Record>) -> Re
     let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topic));
     let written = tokio::task::spawn_blocking(move || {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &kafka).set("enable.idempotence", "true");
+        config
+            .set("bootstrap.servers", &kafka)
+            .set("enable.idempotence", "true");
         let producer: BaseProducer = config.create()?;
         for record in &records {
             let again = BaseRecord::to(&topic)

@@ -131,7 +131,11 @@ impl Traffic {
         let tenant = stack.tenant();
         let target = Target::new(&plan.subscribe_url, &tenant.key)?;
         let (count, progress) = watch::channel(Progress::default());
-        let mut readers = vec![reader(Subscriber::builder(target.clone()).open().await?, Some(count), false)];
+        let mut readers = vec![reader(
+            Subscriber::builder(target.clone()).open().await?,
+            Some(count),
+            false,
+        )];
         if plan.slow_subscriber {
             let slow = Subscriber::builder(target).start(Start::Earliest).credit(SLOW_CREDIT);
             readers.push(reader(slow.open().await?, None, true));
@@ -141,7 +145,14 @@ impl Traffic {
         let (stop, stopped) = watch::channel(false);
         let (sent, published) = watch::channel(0);
         let generator = Generator::new(plan.mix.clone(), plan.seed);
-        let publishing = tokio::spawn(publish(publisher, tenant.name.clone(), plan.mix, generator, stopped, sent));
+        let publishing = tokio::spawn(publish(
+            publisher,
+            tenant.name.clone(),
+            plan.mix,
+            generator,
+            stopped,
+            sent,
+        ));
         Ok(Self {
             tenant,
             stop,
@@ -183,7 +194,10 @@ impl Traffic {
             new.count() == partitions
         };
         let recovered = self.progress.wait_for(whole);
-        let recovered = wait::soon("every partition decides again", async { recovered.await.map(|_progress| ()) }).await;
+        let recovered = wait::soon("every partition decides again", async {
+            recovered.await.map(|_progress| ())
+        })
+        .await;
         let newest = self.progress.borrow().newest_ms.clone();
         recovered
             .with_context(|| format!("since {began_ms} the newest that were decided are {newest:?}"))?
@@ -198,7 +212,9 @@ impl Traffic {
     pub async fn passes(&mut self, more: usize) -> Result<()> {
         let goal = *self.published.borrow() + more;
         let reached = self.published.wait_for(|published| *published >= goal);
-        wait::soon("payments are published", reached).await?.context("publishing ended")?;
+        wait::soon("payments are published", reached)
+            .await?
+            .context("publishing ended")?;
         Ok(())
     }
 
@@ -214,7 +230,10 @@ impl Traffic {
         // What stays PREPARED is for the checker to tell.
         drop(tokio::time::timeout(SETTLE, ledger::settled(&mut connection)).await);
         let history = History::read(stack).await?;
-        let sources = history.decisions.iter().filter(|(record, _)| record.is_of(&self.tenant.name));
+        let sources = history
+            .decisions
+            .iter()
+            .filter(|(record, _)| record.is_of(&self.tenant.name));
         let sources = sources.map(|(_, decision)| (decision.source_partition, decision.source_offset));
         let promised = sources.collect::<HashSet<_>>().len();
         let (mut received, mut sessions) = (Vec::new(), 0);

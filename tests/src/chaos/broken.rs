@@ -139,7 +139,9 @@ impl Broken {
 }
 
 async fn killed_at(world: &mut World, point: &'static str) -> Result<()> {
-    world.strike_and_recover(FIRST, Armed::at(point, Fault::Kill, BATCH)).await
+    world
+        .strike_and_recover(FIRST, Armed::at(point, Fault::Kill, BATCH))
+        .await
 }
 
 /// A lane sleeps right before it prepares a batch; another processor takes over and comes as far as having compensated;
@@ -166,7 +168,9 @@ async fn fencing(world: &mut World) -> Result<()> {
 
 /// A lane dies with an open transaction, and a processor of another name takes over, which cannot fence it.
 async fn transaction_timeout(world: &mut World) -> Result<()> {
-    world.strike(FIRST, Armed::at("lane.sent", Fault::Kill, BATCH)).await?;
+    world
+        .strike(FIRST, Armed::at("lane.settled", Fault::Kill, BATCH))
+        .await?;
     world.launch(SECOND, &[])?;
     world.watch.holds_back(World::longest_held_back()).await?;
     // The first one fences what it left open, and everything goes on.

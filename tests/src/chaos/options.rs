@@ -77,14 +77,19 @@ impl Options {
                 vec![*found.ok_or_else(|| format!("there is no scenario {name}:\n{}", Self::names()))?]
             }
         };
-        let unbounded = if self.minutes.is_some() { u64::MAX } else { pattern.len() as u64 };
+        let unbounded = if self.minutes.is_some() {
+            u64::MAX
+        } else {
+            pattern.len() as u64
+        };
         let trials = self.trials.unwrap_or(unbounded);
         Ok((pattern, trials))
     }
 
     /// After how long no trial begins any more.
     pub fn limit(&self) -> Duration {
-        self.minutes.map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes))
+        self.minutes
+            .map_or(Duration::MAX, |minutes| Duration::from_secs(60 * minutes))
     }
 
     /// The names of all scenarios and broken builds, one a line.
@@ -116,9 +121,14 @@ mod tests {
     fn a_scenario_is_found_by_its_name_and_an_unknown_one_is_told() {
         let plan = |arguments: &[&str]| {
             let arguments = std::iter::once(&"sluice-chaos").chain(arguments);
-            Options::try_parse_from(arguments).expect("the options are right").plan()
+            Options::try_parse_from(arguments)
+                .expect("the options are right")
+                .plan()
         };
-        assert_eq!(plan(&["--scenario", "zombie"]), Ok((vec![What::Scenario(Scenario::Zombie)], 1)));
+        assert_eq!(
+            plan(&["--scenario", "zombie"]),
+            Ok((vec![What::Scenario(Scenario::Zombie)], 1))
+        );
         assert_eq!(
             plan(&["--scenario", "without-undo", "--trials", "3"]),
             Ok((vec![What::Broken(Broken::Undo)], 3))

@@ -57,7 +57,12 @@ impl Report {
             && let Some(first) = trial.violations.first()
         {
             // Writing to a String cannot fail.
-            let _written = write!(line, "  {} violations, first {}", trial.violations.len(), first.invariant.name());
+            let _written = write!(
+                line,
+                "  {} violations, first {}",
+                trial.violations.len(),
+                first.invariant.name()
+            );
         }
         if !trial.passed() {
             let logs = trial.logs.as_deref().map(|logs| logs.display().to_string());
@@ -76,7 +81,9 @@ impl Report {
 
     /// Trials of whole parts.
     fn whole(&self) -> impl Iterator<Item = &Trial> {
-        self.trials.iter().filter(|trial| matches!(trial.what, What::Scenario(_)))
+        self.trials
+            .iter()
+            .filter(|trial| matches!(trial.what, What::Scenario(_)))
     }
 
     fn broken(&self) -> impl Iterator<Item = &Trial> {
@@ -111,7 +118,11 @@ impl Report {
     /// The figures. Durations are in milliseconds.
     pub fn json(&self) -> Value {
         let (p50, max) = Self::recovery_ms(self.whole());
-        let scenarios: BTreeMap<_, _> = self.by_name().into_iter().map(|(name, trials)| (name, figures(&trials))).collect();
+        let scenarios: BTreeMap<_, _> = self
+            .by_name()
+            .into_iter()
+            .map(|(name, trials)| (name, figures(&trials)))
+            .collect();
         let broken: Vec<Value> = self
             .broken()
             .map(|trial| {
@@ -175,7 +186,12 @@ impl Report {
         for trial in self.broken() {
             let caught = if trial.passed() { "yes" } else { "**no**" };
             let name = trial.what.name();
-            let _written = writeln!(text, "| {name} | {} | {caught} | {} |", trial.seed, trial.violations.len());
+            let _written = writeln!(
+                text,
+                "| {name} | {} | {caught} | {} |",
+                trial.seed,
+                trial.violations.len()
+            );
         }
         for trial in self.trials.iter().filter(|trial| !trial.passed()) {
             let _written = write!(text, "\n```\n{}\n```\n", self.line(trial));

@@ -123,7 +123,9 @@ async fn attempt(trial: &mut Trial, violations: &mut Violations) -> Result<()> {
         What::Scenario(scenario) => scenario.setup(),
         What::Broken(broken) => broken.setup(),
     };
-    let mut world = World::start(setup, trial.seed).await.context("the trial did not start")?;
+    let mut world = World::start(setup, trial.seed)
+        .await
+        .context("the trial did not start")?;
     trial.logs = Some(world.stack.directory().to_owned());
     let ended = match trial.what {
         What::Scenario(scenario) => scenario.run(&mut world).await,

@@ -234,7 +234,10 @@ async fn postgres_lock(world: &mut World) -> Result<()> {
 async fn rebalance(world: &mut World) -> Result<()> {
     for change in 0..CHANGES {
         let part = if change % 2 == 0 { SECOND } else { FIRST };
-        if world.process(part).is_ok_and(|process| process.runs().is_ok_and(|runs| runs)) {
+        if world
+            .process(part)
+            .is_ok_and(|process| process.runs().is_ok_and(|runs| runs))
+        {
             if world.rng.bool() {
                 world.note(format!("{part:?} leaves"));
                 world.process(part)?.terminate().await?;
@@ -291,7 +294,11 @@ async fn network(world: &mut World) -> Result<()> {
     for events in [0, HOLD_EVENTS, LONG_STALL_EVENTS] {
         for to_postgres in [false, true] {
             let network = world.network.as_ref().context("the network is not proxied")?;
-            let proxy = if to_postgres { &network.postgres } else { &network.clients };
+            let proxy = if to_postgres {
+                &network.postgres
+            } else {
+                &network.clients
+            };
             let name = if to_postgres { "to Postgres" } else { "of clients" };
             if events == 0 {
                 proxy.cut();

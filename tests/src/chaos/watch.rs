@@ -48,7 +48,9 @@ impl Watch {
         let kafka = stack.servers().kafka.clone();
         let consumer = |isolation: &str| -> Result<BaseConsumer> {
             let mut config = ClientConfig::new();
-            config.set("bootstrap.servers", &kafka).set("isolation.level", isolation);
+            config
+                .set("bootstrap.servers", &kafka)
+                .set("isolation.level", isolation);
             Ok(config.set("group.id", "sluice-tests-watch").create()?)
         };
         let (stable, all) = (consumer("read_committed")?, consumer("read_uncommitted")?);
@@ -69,7 +71,9 @@ impl Watch {
     /// When they are not.
     pub async fn holds_back(&mut self, longer_than: Duration) -> Result<()> {
         let held = self.held_back.wait_for(|longest| *longest > longer_than);
-        wait::soon("decisions are held back", held).await?.context("nobody looks")?;
+        wait::soon("decisions are held back", held)
+            .await?
+            .context("nobody looks")?;
         Ok(())
     }
 

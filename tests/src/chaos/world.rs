@@ -276,7 +276,10 @@ impl World {
         let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'sluice-processor'";
         let url = self.stack.database_url()?;
         let database = url.rsplit('/').next().unwrap_or_default();
-        let pids: Vec<i32> = sqlx::query_scalar(query).bind(database).fetch_all(&mut connection).await?;
+        let pids: Vec<i32> = sqlx::query_scalar(query)
+            .bind(database)
+            .fetch_all(&mut connection)
+            .await?;
         ensure!(!pids.is_empty(), "no processor is connected to Postgres");
         let pid = pids[self.rng.usize(..pids.len())];
         process::signal(pid.unsigned_abs(), "KILL")?;

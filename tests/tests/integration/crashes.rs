@@ -2,12 +2,12 @@
 
 use sluice_proto::pb::Outcome;
 use sluice_tests::checker::{self, Expected};
-use sluice_tests::{events, proxy};
 use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
 use sluice_tests::stack::Options;
 use sluice_tests::subscription::{Subscription, rules};
 use sluice_tests::traffic::Traffic;
+use sluice_tests::{events, proxy};
 
 #[test]
 fn a_processor_killed_again_and_again_decides_everything_once() {

@@ -8,8 +8,8 @@ use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
 use sluice_tests::stack::Options;
 use sluice_tests::subscription::Subscription;
-use sluice_tests::{events, ledger, wait};
 use sluice_tests::traffic::Traffic;
+use sluice_tests::{events, ledger, wait};
 use sqlx::PgConnection;
 
 /// A row as a lane leaves it that dies between Postgres' commit and Kafka's; its verdict differs from the one that the
