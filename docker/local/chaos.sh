@@ -8,21 +8,20 @@ use_chaos_stack() {
   export_test_parts
 }
 
-# The servers with fault injection are kept beside the others, under the same names. The same packages are chosen as in
-# every other build, so that cargo builds nothing anew but what the feature changes.
+# The servers with fault injection are moved aside, so that nobody takes them for the others, whose names they have. The
+# same packages are chosen as in every other build, so that cargo builds nothing anew but what the feature changes.
 build_faulty() {
   say "building the servers with fault injection (release)"
   cargo build --release --workspace --bin sluice-gateway --bin sluice-processor --bin sluice-chaos \
-    --features failpoints || die "the build failed: see the compiler's message above"
+    --bin sluicectl --features failpoints || die "the build failed: see the compiler's message above"
   mkdir -p "$BIN/failpoints"
-  install "$BIN/sluice-gateway" "$BIN/sluice-processor" "$BIN/failpoints"
+  mv "$BIN/sluice-gateway" "$BIN/sluice-processor" "$BIN/failpoints"
 }
 
 command_chaos() {
   use_chaos_stack
   install_for_stack
   build_faulty
-  build_binaries
   start_clean
   # From the caller's directory, because a path given with --json is meant from there.
   local code=0

@@ -285,9 +285,11 @@ fn same_payment(source: &(Record, PaymentRecord), decided: &(Record, Decision), 
 }
 
 /// Invariant 2 for one subscriber of a tenant's decisions, who was there from the first one on: what it received, in order.
+/// It asked for those of some accounts, or for all where it named none.
 pub fn delivery(
     received: &[pb::FraudDecision],
     tenant: &str,
+    accounts: &[String],
     visible: &[(Record, Decision)],
     violations: &mut Violations,
 ) {
@@ -295,6 +297,7 @@ pub fn delivery(
     let promised: HashMap<(i32, i64), &Decision> = visible
         .iter()
         .filter(|(record, _)| record.is_of(tenant))
+        .filter(|(_, decision)| accounts.is_empty() || accounts.contains(&decision.account_id))
         .map(|(_, decision)| ((decision.source_partition, decision.source_offset), decision))
         .collect();
     let mut highest: HashMap<i32, i64> = HashMap::new();

@@ -127,7 +127,7 @@ fn found(spoil: impl FnOnce(&mut History, &mut Expected, &mut Vec<pb::FraudDecis
     let mut violations = Violations::default();
     let visible = visible(&history, 0, &mut violations);
     once(&history, &visible, &expected, &mut violations);
-    delivery(&received, "acme", &visible, &mut violations);
+    delivery(&received, "acme", &[], &visible, &mut violations);
     ledger_rows(&history, &visible, "acme", &mut violations);
     replay(&history, &visible, &mut violations);
     epochs(&history, &mut violations);
@@ -178,7 +178,10 @@ fn what_differs_is_found() {
     use Invariant::{Delivery, Epochs, Ledger, Replay};
     assert_eq!(found(|_, _, received| received[0].score = 0.5), [Delivery]);
     assert_eq!(found(|history, _, _| history.rows[1].committed = false), [Ledger]);
-    assert_eq!(found(|history, _, _| history.rows[1].outcome = "REVIEW".to_owned()), [Ledger]);
+    assert_eq!(
+        found(|history, _, _| history.rows[1].outcome = "REVIEW".to_owned()),
+        [Ledger]
+    );
     let attempt = found(|history, _, _| history.attempts[0].1.outcome = Outcome::Decline);
     assert_eq!(attempt, [Replay]);
     let decided = found(|history, _, received| {

@@ -82,6 +82,15 @@ impl Mix {
     };
 }
 
+/// The accounts that pay all the time.
+pub fn hot_accounts() -> Vec<String> {
+    (0..HOT_ACCOUNTS).map(hot_account).collect()
+}
+
+fn hot_account(number: u32) -> String {
+    format!("hot-{number}")
+}
+
 /// An event to be published.
 #[derive(Clone, Debug)]
 pub struct Next {
@@ -133,7 +142,7 @@ impl Generator {
     fn payment(&mut self) -> pb::Event {
         self.made += 1;
         let account = if self.of_a_hundred(self.mix.hot) {
-            format!("hot-{}", self.rng.u32(..HOT_ACCOUNTS))
+            hot_account(self.rng.u32(..HOT_ACCOUNTS))
         } else {
             format!("account-{}", self.made / IN_A_ROW)
         };

@@ -140,7 +140,7 @@ fn judge(payment: &PaymentRecord, earlier: &[Seen]) -> Vec<&'static str> {
 }
 
 /// Of equally new positions the one that came last counts, which is what `max_by_key` gives.
-fn newest<'s>(earlier: &'s [Seen], has: impl Fn(&PaymentRecord) -> bool) -> Option<&'s PaymentRecord> {
+fn newest(earlier: &[Seen], has: impl Fn(&PaymentRecord) -> bool) -> Option<&PaymentRecord> {
     let known = earlier.iter().map(|seen| &seen.payment).filter(|payment| has(payment));
     known.max_by_key(|payment| payment.occurred_at)
 }

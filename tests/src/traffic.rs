@@ -14,7 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::checker::{self, Expected, Violations};
 use crate::history::History;
-use crate::mix::{Generator, Mix};
+use crate::mix::{self, Generator, Mix};
 use crate::stack::{Stack, Tenant};
 use crate::{ledger, topics, wait};
 
@@ -78,6 +78,8 @@ pub struct Traffic {
 
 #[derive(Debug)]
 struct Reader {
+    /// The accounts whose decisions it asks for; all where there are none.
+    accounts: Vec<String>,
     wanted: oneshot::Sender<usize>,
     reading: JoinHandle<Result<Received>>,
 }
@@ -106,8 +108,17 @@ pub struct Outcomes {
     pub subscribe_sessions: u64,
     /// What was promised about them.
     pub expected: Expected,
-    /// What each subscriber received, in order.
-    pub received: Vec<Vec<pb::FraudDecision>>,
+    /// What each subscriber received.
+    pub received: Vec<Delivered>,
+}
+
+/// What one subscriber received.
+#[derive(Debug)]
+pub struct Delivered {
+    /// The accounts whose decisions it asked for; all where there are none.
+    pub accounts: Vec<String>,
+    /// In order.
+    pub decisions: Vec<pb::FraudDecision>,
 }
 
 impl Traffic {
@@ -131,14 +142,20 @@ impl Traffic {
         let tenant = stack.tenant();
         let target = Target::new(&plan.subscribe_url, &tenant.key)?;
         let (count, progress) = watch::channel(Progress::default());
-        let mut readers = vec![reader(
-            Subscriber::builder(target.clone()).open().await?,
-            Some(count),
-            false,
-        )];
+        let whole = Subscriber::builder(target.clone()).open().await?;
+        let mut readers = vec![reader(whole, Vec::new(), Some(count), false)];
+        if plan.mix.hot > 0 {
+            let accounts = mix::hot_accounts();
+            let filter = pb::DecisionFilter {
+                account_ids: accounts.clone(),
+                ..pb::DecisionFilter::default()
+            };
+            let narrow = Subscriber::builder(target.clone()).filter(filter).open().await?;
+            readers.push(reader(narrow, accounts, None, false));
+        }
         if plan.slow_subscriber {
             let slow = Subscriber::builder(target).start(Start::Earliest).credit(SLOW_CREDIT);
-            readers.push(reader(slow.open().await?, None, true));
+            readers.push(reader(slow.open().await?, Vec::new(), None, true));
         }
         let publisher = Publisher::builder(Target::new(&plan.publish_url, &tenant.key)?, "traffic", 1);
         let publisher = publisher.want_positions(true).connect().await?;
@@ -230,19 +247,21 @@ impl Traffic {
         // What stays PREPARED is for the checker to tell.
         drop(tokio::time::timeout(SETTLE, ledger::settled(&mut connection)).await);
         let history = History::read(stack).await?;
-        let sources = history
-            .decisions
-            .iter()
-            .filter(|(record, _)| record.is_of(&self.tenant.name));
-        let sources = sources.map(|(_, decision)| (decision.source_partition, decision.source_offset));
-        let promised = sources.collect::<HashSet<_>>().len();
         let (mut received, mut sessions) = (Vec::new(), 0);
-        for Reader { wanted, reading } in self.readers {
+        for Reader {
+            accounts,
+            wanted,
+            reading,
+        } in self.readers
+        {
             // A reader that has ended says why below.
-            wanted.send(promised).ok();
+            wanted.send(promised(&history, &self.tenant.name, &accounts)).ok();
             let read = wait::soon("the subscriber has read", reading).await???;
             sessions += read.sessions;
-            received.push(read.decisions);
+            received.push(Delivered {
+                accounts,
+                decisions: read.decisions,
+            });
         }
         let outcomes = Outcomes {
             payments: published.events,
@@ -277,7 +296,7 @@ pub fn examine(history: &History, outcomes: &Outcomes, forged: usize, violations
     let visible = checker::visible(history, forged, violations);
     checker::once(history, &visible, &outcomes.expected, violations);
     for received in &outcomes.received {
-        checker::delivery(received, tenant, &visible, violations);
+        checker::delivery(&received.decisions, tenant, &received.accounts, &visible, violations);
     }
     checker::ledger_rows(history, &visible, tenant, violations);
     checker::replay(history, &visible, violations);
@@ -354,9 +373,24 @@ async fn settle(tenant: &str, tickets: Vec<(String, bool, Ticket)>) -> Result<Ex
     Ok(expected)
 }
 
-fn reader(subscriber: Subscriber, progress: Option<watch::Sender<Progress>>, slow: bool) -> Reader {
+/// How many decisions a subscriber must get, were it only by their number.
+fn promised(history: &History, tenant: &str, accounts: &[String]) -> usize {
+    let decisions = history.decisions.iter().filter(|(record, decision)| {
+        record.is_of(tenant) && (accounts.is_empty() || accounts.contains(&decision.account_id))
+    });
+    let sources = decisions.map(|(_, decision)| (decision.source_partition, decision.source_offset));
+    sources.collect::<HashSet<_>>().len()
+}
+
+fn reader(
+    subscriber: Subscriber,
+    accounts: Vec<String>,
+    progress: Option<watch::Sender<Progress>>,
+    slow: bool,
+) -> Reader {
     let (wanted, told) = oneshot::channel();
     Reader {
+        accounts,
         wanted,
         reading: tokio::spawn(receive(subscriber, told, progress, slow)),
     }

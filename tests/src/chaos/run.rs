@@ -140,7 +140,7 @@ async fn attempt(trial: &mut Trial, violations: &mut Violations) -> Result<()> {
     let (stack, outcomes, history) = world.end(violations).await?;
     trial.events = history.records.len();
     trial.acked = outcomes.expected.acked.len();
-    trial.delivered = outcomes.received.iter().map(Vec::len).sum();
+    trial.delivered = outcomes.received.iter().map(|received| received.decisions.len()).sum();
     trial.compensated = history.compensations.iter().map(|removed| removed.rows).sum();
     stack.remove().await
 }
