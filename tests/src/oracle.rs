@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 
 use sluice_proto::event::PaymentRecord;
-use sluice_proto::validate;
+use sluice_proto::{headers, validate};
 
 use crate::checker::decode;
 use crate::topics::Record;
@@ -38,7 +38,7 @@ pub enum Fate {
         /// Whether it came too late for its history.
         late: bool,
     },
-    /// Nothing: it is a repetition of a payment that was decided.
+    /// Nothing: it is a repetition of a payment that was decided, or no payment but a rule set.
     Repeated,
     /// A dead letter of this type.
     Dead(&'static str),
@@ -76,6 +76,9 @@ pub fn replay(records: &[Record]) -> HashMap<(i32, i64), Fate> {
 impl Partition {
     fn read(&mut self, record: &Record) -> Fate {
         let stored_at = record.stored_at_ms * 1_000;
+        if record.headers.contains_key(headers::RULE_SET) {
+            return Fate::Repeated;
+        }
         let Ok(payment) = decode::<PaymentRecord>(record) else {
             return Fate::Dead("DESERIALIZATION_ERROR");
         };

@@ -142,8 +142,25 @@ impl Report {
             "recovery_p50_ms": p50,
             "recovery_max_ms": max,
             "scenarios": scenarios,
+            "points": self.points(),
             "broken": broken,
         })
+    }
+
+    /// How often each fault met each point.
+    fn points(&self) -> BTreeMap<String, BTreeMap<String, usize>> {
+        let mut points: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+        for fault in self.whole().flat_map(|trial| &trial.faults) {
+            // As it was armed: PART POINT=FAULT@HIT, where a delay has its length.
+            let armed = fault.split_once(' ').and_then(|(_part, armed)| armed.split_once('='));
+            if let Some((point, fault)) = armed
+                && let Some(kind) = fault.split(['@', ':']).next()
+            {
+                let of_point = points.entry(point.to_owned()).or_default();
+                *of_point.entry(kind.to_owned()).or_default() += 1;
+            }
+        }
+        points
     }
 
     /// The same for people.
