@@ -50,6 +50,8 @@ start_clean() {
   stop_in_order gateway processor registry kafka postgres
   purge_stack
   start_parts
+  SLUICE_TEST_KAFKA_PID="$(part_pid kafka)"
+  export SLUICE_TEST_KAFKA_PID
 }
 
 discard_stack() {

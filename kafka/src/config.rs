@@ -25,7 +25,7 @@ pub const PRODUCER_QUEUE_RECORDS: u32 = 200_000;
 pub const PRODUCER_QUEUE_KIB: u32 = 256 * 1_024;
 /// How long the gateway's producer tries to deliver a record, in milliseconds, retries included. Longer than a broker's
 /// restart or a leader's election; a client that waits longer than this gets an error that says "perhaps stored".
-pub const DELIVERY_TIMEOUT_MS: u32 = 30_000;
+pub const DELIVERY_TIMEOUT_MS: u32 = 120_000;
 /// How long a broker may wait for its replicas before it answers a produce request, in milliseconds.
 pub const REQUEST_TIMEOUT_MS: u32 = 10_000;
 /// How long any request may take before its connection is given up, in milliseconds.

@@ -19,6 +19,8 @@ pub struct Servers {
     pub postgres: String,
     /// Base URL of the schema registry's Confluent API.
     pub registry: String,
+    /// The broker's process.
+    pub kafka_pid: u32,
 }
 
 impl Servers {
@@ -32,6 +34,7 @@ impl Servers {
             kafka: read("SLUICE_TEST_KAFKA")?,
             postgres: read("SLUICE_TEST_POSTGRES")?,
             registry: read("SLUICE_TEST_REGISTRY")?,
+            kafka_pid: read("SLUICE_TEST_KAFKA_PID")?.parse()?,
         })
     }
 }
