@@ -14,7 +14,9 @@ build_faulty() {
   say "building the servers with fault injection (release)"
   cargo build --release --workspace --bin sluice-gateway --bin sluice-processor --bin sluice-chaos \
     --bin sluicectl --features failpoints || die "the build failed: see the compiler's message above"
-  mkdir -p "$BIN/failpoints"
+  # Those of the last time may be the same files under another name.
+  rm -rf "$BIN/failpoints"
+  mkdir "$BIN/failpoints"
   mv "$BIN/sluice-gateway" "$BIN/sluice-processor" "$BIN/failpoints"
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use fastrand::Rng;
 use sqlx::{Connection, PgConnection};
 
@@ -272,15 +272,23 @@ impl World {
     /// # Errors
     /// When there is none.
     pub async fn crash_postgres(&mut self) -> Result<()> {
-        let mut connection = PgConnection::connect(&self.stack.servers().postgres).await?;
-        let query = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'sluice-processor'";
+        const QUERY: &str =
+            "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = 'sluice-processor'";
         let url = self.stack.database_url()?;
         let database = url.rsplit('/').next().unwrap_or_default();
-        let pids: Vec<i32> = sqlx::query_scalar(query)
-            .bind(database)
-            .fetch_all(&mut connection)
-            .await?;
-        ensure!(!pids.is_empty(), "no processor is connected to Postgres");
+        let server = self.stack.servers().postgres.clone();
+        let pids = wait::until("a processor is connected to Postgres", async || {
+            // It may be busy with the crash before.
+            let Ok(mut connection) = PgConnection::connect(&server).await else {
+                return Ok(None);
+            };
+            let pids = sqlx::query_scalar(QUERY)
+                .bind(database)
+                .fetch_all(&mut connection)
+                .await;
+            Ok(pids.ok().filter(|pids: &Vec<i32>| !pids.is_empty()))
+        })
+        .await?;
         let pid = pids[self.rng.usize(..pids.len())];
         process::signal(pid.unsigned_abs(), "KILL")?;
         self.note("Postgres crash");
