@@ -4,6 +4,7 @@ use anyhow::Context;
 use sluice_kafka::admin::Admin;
 use sluice_kafka::{Config, Metrics, Topics};
 
+use crate::backtest;
 use crate::dead_letters::{self, Redrive};
 use crate::options::{self, Command, Options};
 use crate::rules;
@@ -28,6 +29,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
         Command::Dlq(command) => dead_letters(&config, &admin, &topics, command).with_context(at),
         Command::Rules(options::Rules::Check { file }) => rules::check(file),
         Command::Rules(options::Rules::Apply { file }) => rules::apply(&config, &admin, &topics, file).with_context(at),
+        Command::Rules(options::Rules::Backtest(backtest)) => {
+            let partitions = rules::partitions(&admin, &topics).with_context(at)?;
+            backtest::run(&config, &topics, partitions, backtest).with_context(at)
+        }
         Command::Rules(options::Rules::Show) => rules::show(&config, &admin, &topics).with_context(at),
         Command::Lag { group } => {
             let topic = if group.starts_with(CURSOR) {

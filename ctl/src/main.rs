@@ -2,6 +2,7 @@
 //! again, and puts rule sets in force. Parse ▸ run ▸ print; an error
 //! is one line on stderr and exit code 1 (a wrong command line: 2).
 
+mod backtest;
 mod commands;
 mod dead_letters;
 mod options;

@@ -1,8 +1,10 @@
 //! The command line: what can be asked, and how to reach Kafka.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use prost_types::Timestamp;
 use sluice_kafka::options::Kafka;
 
 use crate::dead_letters::Place;
@@ -84,6 +86,41 @@ pub(crate) enum Rules {
     },
     /// Show which version judges in each partition, as far as the processor has come
     Show,
+    /// Judge the payments that are history by a document, and say what would have changed; writes nothing
+    Backtest(BacktestOptions),
+}
+
+/// What is judged again, and by what.
+#[derive(Debug, Args)]
+pub(crate) struct BacktestOptions {
+    /// The candidate, in YAML
+    pub(crate) file: PathBuf,
+    /// Judge what Kafka stored at this time or later, such as 2026-11-21T08:00:00Z; all that is kept when not given
+    #[arg(long, value_parser = time)]
+    pub(crate) from: Option<SystemTime>,
+    /// Judge what Kafka stored before this time
+    #[arg(long, value_parser = time)]
+    pub(crate) to: Option<SystemTime>,
+    /// The processors' own document, where they have one: what judged before any was applied
+    #[arg(long)]
+    pub(crate) current: Option<PathBuf>,
+    /// The processors' allowed lateness, in seconds
+    #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = 600)]
+    pub(crate) allowed_lateness_s: u32,
+    /// URL of the schema registry's Confluent-compatible API
+    #[arg(
+        long,
+        env = "SLUICE_REGISTRY",
+        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
+    )]
+    pub(crate) registry: String,
+}
+
+fn time(text: &str) -> Result<SystemTime, String> {
+    let time: Timestamp = text
+        .parse()
+        .map_err(|_| "expected a time such as 2026-11-21T08:00:00Z".to_owned())?;
+    SystemTime::try_from(time).map_err(|error| error.to_string())
 }
 
 #[derive(Debug, Subcommand)]
@@ -145,6 +182,7 @@ mod tests {
             &["sluicectl", "lag", "--kafka-property", "nothing"],
             &["sluicectl", "groups"],
             &["sluicectl", "dlq", "show", "7"],
+            &["sluicectl", "rules", "backtest", "f", "--from", "yesterday"],
             &["sluicectl", "dlq", "list", "--limit", "0"],
         ] {
             assert!(Options::try_parse_from(line).is_err(), "{line:?}");

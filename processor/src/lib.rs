@@ -4,6 +4,7 @@
 //! [`processor`] builds and runs the whole; [`lane`] is the driver that a batch passes through, with [`takeover`] before
 //! its first one. The state and the rules do no I/O and read no clock.
 
+pub mod backtest;
 pub mod config;
 pub mod processor;
 pub mod rule_archive;

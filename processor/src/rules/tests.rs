@@ -137,6 +137,34 @@ fn the_version_follows_the_document() {
 }
 
 #[test]
+fn the_example_of_the_guide_is_a_rule_set() {
+    let guide = include_str!("../../../docs/rules.md");
+    let example = guide.lines().skip_while(|line| !line.starts_with("    version: "));
+    let example = example.map_while(|line| line.strip_prefix("    "));
+    let example = example.collect::<Vec<_>>().join("\n");
+    let rules = RuleSet::parse(&example).expect("a rule set");
+    let ids: Vec<String> = rules.summaries().into_iter().map(|rule| rule.id).collect();
+    assert_eq!(
+        ids,
+        [
+            "LARGE_AMOUNT",
+            "HIGH_FREQUENCY",
+            "LATE_EVENT",
+            "NEW_DEVICE_FAR_FROM_USUAL",
+            "NIGHT_ABROAD"
+        ]
+    );
+}
+
+#[test]
+fn the_guide_names_every_fact() {
+    let guide = include_str!("../../../docs/rules.md");
+    for name in expression::names() {
+        assert!(guide.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+#[test]
 fn a_rule_that_is_left_out_does_not_judge() {
     let features = Features {
         recent_payments: 100,

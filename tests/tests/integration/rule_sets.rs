@@ -226,3 +226,40 @@ fn a_processor_starts_with_the_rule_set_of_its_file() {
     });
     std::fs::remove_file(path).expect("it is there");
 }
+
+#[test]
+fn a_backtest_says_what_would_change_and_changes_nothing() {
+    on_own(Options::default(), async |stack| {
+        let mut client = Client::new(stack).await?;
+        client.decided_by().await?;
+        let document = file(client.stack, "strict.yaml", STRICT)?;
+        let page = client.stack.sluicectl(&["rules", "backtest", &document])?;
+        ensure!(page.starts_with("24 payments under strict-1-"), "{page}");
+        let row = |cells: &[&str]| {
+            page.lines()
+                .any(|line| line.split_whitespace().eq(cells.iter().copied()))
+        };
+        ensure!(row(&["APPROVE", "0", "24", "0"]), "all go to review: {page}");
+        ensure!(
+            row(&["LARGE_AMOUNT", "0", "24"]) && row(&["TRIED_OUT", "(shadow)", "0", "24"]),
+            "{page}"
+        );
+        ensure!(page.contains("BROKEN had no value for 24 payments"), "{page}");
+        ensure!(page.contains("24 outcomes would change"), "{page}");
+        let example =
+            "APPROVE to REVIEW: LARGE_AMOUNT: 12.34 EUR is over 10.00 EUR; WHOLE_EUROS: payment.amount = 12.34";
+        ensure!(page.contains(example), "{page}");
+
+        client.stack.sluicectl(&["rules", "apply", &document])?;
+        client.decided_by().await?;
+        let page = client.stack.sluicectl(&["rules", "backtest", &document])?;
+        ensure!(
+            page.starts_with("48 payments") && page.contains("24 outcomes would change"),
+            "{page}"
+        );
+        let none = ["rules", "backtest", &document, "--to", "2026-01-01T00:00:00Z"];
+        let page = client.stack.sluicectl(&none)?;
+        ensure!(page.starts_with("0 payments"), "{page}");
+        client.check().await
+    });
+}

@@ -183,6 +183,12 @@ fn is_true(value: Value<'_>) -> bool {
     value == Value::Bool(true)
 }
 
+/// The names of all facts, without their owners.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    facts::FIELDS.iter().map(|field| field.name)
+}
+
 impl Node {
     fn value<'v>(&'v self, facts: &Facts<'v>) -> Result<Value<'v>, Failed> {
         Ok(match self {
