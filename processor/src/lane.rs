@@ -1,8 +1,8 @@
 //! Owns the lane: one thread that takes batches from Kafka through every stage, and the order in which that is made
 //! durable. This is the driver: stages return their values here and never call each other.
 //!
-//! One batch: [`consume`] ▸ [`decode`](crate::decode) ▸ [`state`](crate::state) ▸ [`rules`](crate::rules) ▸ begin and
-//! send ▸ prepare in Postgres ▸ settle ▸ commit ▸ merge. Nothing is in flight between two batches, so that a rebalance,
+//! One batch: [`consume`] ▸ [`decode`](crate::decode) ▸ [`state`](crate::state) ▸ [`rules`](crate::rules) ▸ prepare in
+//! Postgres, and meanwhile send and settle ▸ commit ▸ merge. Nothing is in flight between two batches, so that a rebalance,
 //! which Kafka tells of while polling, never meets half a batch.
 
 use std::collections::BTreeMap;
@@ -340,15 +340,14 @@ impl Lane<'_> {
         Ok(batch)
     }
 
-    /// Makes a batch durable. Postgres works while Kafka acknowledges; the commit comes when both are done.
+    /// Makes a batch durable. Postgres prepares while Kafka takes the records and the offsets, which count from the
+    /// commit on; the commit comes when both are done.
     fn transact(&mut self, batch: &Batch<'_>, timer: &mut Timer<'_>) -> Result<(), Error> {
         let membership = self.assignment.membership.clone().ok_or(Error::NotTakenOver)?;
         let owners = self.owners(|partition, part| batch.ends.contains_key(&partition) || part.flushed < part.next);
         let epoch = |partition| self.parts.get(&partition).map_or(0, |part| part.epoch);
-        batch.fill(&mut self.rows, epoch, self.settings.run);
-        self.publisher()?.send(&batch.outputs)?;
-        timer.lap(Step::Send);
-        fail::point("lane.sent")?;
+        let mut rows = std::mem::take(&mut self.rows);
+        batch.fill(&mut rows, epoch, self.settings.run);
         let Links {
             ledger: Some(ledger),
             publisher: Some(publisher),
@@ -356,12 +355,16 @@ impl Lane<'_> {
         else {
             return Err(Error::NotTakenOver);
         };
-        ledger.prepare(&owners, &mut self.rows)?;
-        timer.lap(Step::Prepare);
-        fail::point("lane.prepared")?;
+        let preparing = ledger.prepare(owners.clone(), rows)?;
+        publisher.send(&batch.outputs)?;
+        timer.lap(Step::Send);
+        fail::point("lane.sent")?;
         publisher.settle(&batch.ends, &membership)?;
         timer.lap(Step::Settle);
         fail::point("lane.settled")?;
+        self.rows = ledger.finish(preparing)?;
+        timer.lap(Step::Prepare);
+        fail::point("lane.prepared")?;
         publisher.commit()?;
         timer.lap(Step::Commit);
         self.mark_flushed(&owners);

@@ -26,12 +26,12 @@ const BATCH_BOUNDS: [f64; 10] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1_00
 pub(crate) enum Step {
     /// Decode, deduplicate, judge.
     Decide,
-    /// Hand everything to the producer.
+    /// Make the ledger's rows and hand everything to the producer.
     Send,
-    /// Write the ledger's rows.
-    Prepare,
     /// Wait for deliveries and add the offsets.
     Settle,
+    /// Wait for Postgres, which writes the ledger's rows since before the step of sending.
+    Prepare,
     /// Commit the transaction.
     Commit,
 }
