@@ -29,6 +29,7 @@ use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
 use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
+use crate::snapshot::{Due, Snapshots};
 use crate::state::{Observed, State};
 use crate::takeover::{self, Start, take_over};
 
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) tracer: Tracer,
     /// State of partitions that no lane has taken over now: of use to whichever gets them next.
     pub(crate) kept: Kept,
+    pub(crate) snapshots: Snapshots,
     /// This run of the process, in the ledger's rows and in the log.
     pub(crate) run: Uuid,
 }
@@ -90,6 +92,7 @@ pub(crate) struct Part {
     /// The offset after the last committed batch, and so what the watermark should be.
     pub(crate) next: i64,
     pub(crate) state: State,
+    pub(crate) snapshot: Due,
 }
 
 /// What has to be new after a failure.
@@ -281,6 +284,7 @@ impl Lane<'_> {
         self.breaker.reset();
         self.settings.metrics.committed(records.len(), &batch);
         end_spans(batch);
+        self.offer_snapshots();
         self.measure();
         Ok(())
     }
@@ -380,8 +384,17 @@ impl Lane<'_> {
             fail::point("lane.flushed")?;
             self.mark_flushed(&owners);
         }
+        self.offer_snapshots();
         self.measure();
         Ok(())
+    }
+
+    fn offer_snapshots(&mut self) {
+        for (partition, part) in &mut self.parts {
+            self.settings
+                .snapshots
+                .offer(&mut part.snapshot, *partition, part.next, &part.state);
+        }
     }
 
     fn owners(&self, choose: impl Fn(i32, &Part) -> bool) -> Vec<Owner> {
@@ -443,6 +456,11 @@ impl Lane<'_> {
     fn drain(&mut self) {
         if let Err(error) = self.flush_watermarks() {
             tracing::warn!(lane = self.number, %error, "the last watermarks are left to the next takeover");
+        }
+        for (partition, part) in &self.parts {
+            self.settings
+                .snapshots
+                .leave(&part.snapshot, *partition, part.next, &part.state);
         }
         tracing::info!(lane = self.number, "ended");
     }
