@@ -174,6 +174,18 @@ impl Admin {
         Ok(ensured.collect())
     }
 
+    /// Kafka's name for the cluster, by which what is kept outside of it knows that it still belongs to it. Blocks.
+    ///
+    /// # Errors
+    /// [`error::Admin::NoBroker`].
+    pub fn cluster_id(&self) -> Result<String, error::Admin> {
+        let id = self.client.inner().fetch_cluster_id(TIMEOUT);
+        id.ok_or(error::Admin::NoBroker {
+            operation: "reading the cluster's id",
+            timeout_s: TIMEOUT.as_secs(),
+        })
+    }
+
     /// The number of partitions, after checking that every topic exists and all have the same. Blocks; what is missing is
     /// waited for, as long as [`crate::PATIENCE`].
     ///

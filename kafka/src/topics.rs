@@ -4,6 +4,8 @@ use sluice_proto::topics;
 
 /// A day, in milliseconds, as Kafka's settings count.
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+/// Bytes of one segment of the snapshots' topic: the newest one is never compacted.
+const SNAPSHOT_SEGMENT_BYTES: u32 = 128 * 1_024 * 1_024;
 
 /// The names of all topics, with the prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub struct Topics {
     pub system_events: String,
     /// Metric events.
     pub metric_events: String,
+    /// Snapshots of the processor's state.
+    pub snapshots: String,
 }
 
 impl Topics {
@@ -39,11 +43,12 @@ impl Topics {
             user_actions: name(topics::USER_ACTIONS),
             system_events: name(topics::SYSTEM_EVENTS),
             metric_events: name(topics::METRIC_EVENTS),
+            snapshots: name(topics::SNAPSHOTS),
         }
     }
 
     /// Every topic, in the order of `sluice_proto::topics::ALL`.
-    pub fn all(&self) -> [&str; 8] {
+    pub fn all(&self) -> [&str; 9] {
         [
             &self.payments,
             &self.decisions,
@@ -53,6 +58,7 @@ impl Topics {
             &self.user_actions,
             &self.system_events,
             &self.metric_events,
+            &self.snapshots,
         ]
     }
 
@@ -73,6 +79,11 @@ impl Topics {
         if topic == self.rule_sets {
             // No two records have one key, so that all are kept: they say what decided, however long ago.
             settings.push(("cleanup.policy", "compact".to_owned()));
+        } else if topic == self.snapshots {
+            // Only the newest two of each partition are of use, and what is not compacted yet takes room.
+            settings.push(("cleanup.policy", "compact".to_owned()));
+            settings.push(("segment.bytes", SNAPSHOT_SEGMENT_BYTES.to_string()));
+            settings.push(("min.cleanable.dirty.ratio", "0.2".to_owned()));
         } else {
             settings.push(("cleanup.policy", "delete".to_owned()));
             settings.push(("retention.ms", (days * DAY_MS).to_string()));
@@ -118,6 +129,8 @@ mod tests {
         );
         assert_eq!(find(&names.rule_sets, 1, "retention.ms"), None);
         assert_eq!(find(&names.rule_sets, 1, "cleanup.policy"), Some("compact".to_owned()));
+        assert_eq!(find(&names.snapshots, 1, "cleanup.policy"), Some("compact".to_owned()));
+        assert_eq!(find(&names.snapshots, 1, "retention.ms"), None);
         assert_eq!(find(&names.payments, 1, "min.insync.replicas"), None);
         assert_eq!(find(&names.payments, 3, "min.insync.replicas"), Some("2".to_owned()));
     }

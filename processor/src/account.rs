@@ -3,6 +3,7 @@
 //! Comes below [`crate::state`], which decides when a batch is taken back and when an account is forgotten; made of
 //! [`crate::windows`], [`crate::amounts`], [`crate::habits`] and [`crate::whereabouts`].
 
+use serde::{Deserialize, Serialize};
 use sluice_proto::event::PaymentRecord;
 use sluice_proto::money::{Amount, TEN_THOUSANDTHS};
 
@@ -30,7 +31,7 @@ pub(crate) struct Horizons {
 }
 
 /// One account's recent past.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Account {
     /// The newest payment's time.
     newest: Option<i64>,

@@ -3,6 +3,7 @@
 //!
 //! Comes below [`crate::account`], which decides what a bucket is and when old ones can no longer matter.
 
+use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
 use sluice_proto::money::Amount;
@@ -11,12 +12,12 @@ use sluice_proto::money::Amount;
 pub(crate) type Currency = [u8; 3];
 
 /// Sums in ascending order of bucket and currency; no bucket is empty. Equal content has equal form.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sums {
     sums: Vec<Sum>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Sum {
     /// In ten-thousandths. Wide enough for any number of payments that a counter of them holds.
     total: i128,

@@ -64,6 +64,13 @@ pub struct Config {
     /// How long a batch that is not full waits for more events after its first, in milliseconds.
     #[arg(long, env = "SLUICE_BATCH_LINGER_MS", default_value_t = 5)]
     pub batch_linger_ms: u32,
+    /// Directory for snapshots of the state, one for each process; besides those in Kafka, which other machines restore
+    /// from. None when unset.
+    #[arg(long, env = "SLUICE_SNAPSHOT_DIR")]
+    pub snapshot_dir: Option<PathBuf>,
+    /// How often a snapshot of each partition's state is made, in seconds.
+    #[arg(long, env = "SLUICE_SNAPSHOT_INTERVAL_S", default_value_t = 60)]
+    pub snapshot_interval_s: u32,
     /// After how long without a heartbeat Kafka gives a lane's partitions to another one, in milliseconds.
     #[arg(long, env = "SLUICE_SESSION_TIMEOUT_MS", default_value_t = sluice_kafka::config::SESSION_TIMEOUT_MS)]
     pub session_timeout_ms: u32,
@@ -182,6 +189,7 @@ impl Config {
             ("--lanes", u32::from(self.lanes), 1..=u32::from(MAX_LANES)),
             ("--batch-max-events", self.batch_max_events, 1..=MAX_BATCH_EVENTS),
             ("--batch-linger-ms", self.batch_linger_ms, 0..=1_000),
+            ("--snapshot-interval-s", self.snapshot_interval_s, 1..=86_400),
             ("--session-timeout-ms", self.session_timeout_ms, 1_000..=300_000),
             (
                 "--transaction-timeout-ms",

@@ -4,6 +4,7 @@
 //! few days and no further, so that it is a function of those days' payments alone.
 
 use crate::calendar::{self, HISTORY_DAYS, HISTORY_US, SECOND_US};
+use serde::{Deserialize, Serialize};
 
 /// Devices and countries that are remembered of each account: the ones seen last.
 const REMEMBERED: usize = 6;
@@ -13,7 +14,7 @@ const HOURS: usize = 24;
 const DAYS_MASK: u8 = (1 << HISTORY_DAYS) - 1;
 
 /// What is usual for an account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Habits {
     hours: Hours,
     devices: Recent,
@@ -49,7 +50,7 @@ impl Habits {
 }
 
 /// In which hours of which days the account paid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Hours {
     /// The newest day.
     newest: i32,
@@ -92,13 +93,13 @@ impl Hours {
 }
 
 /// Things that were seen, each with the last second at which it was. The order says nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Recent {
     seen: [Seen; REMEMBERED],
 }
 
 /// A free place has the second 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Seen {
     second: u32,
     what: u32,

@@ -1,8 +1,8 @@
 //! Owns the lane: one thread that takes batches from Kafka through every stage, and the order in which that is made
 //! durable. This is the driver: stages return their values here and never call each other.
 //!
-//! One batch: [`consume`] ▸ [`decode`](crate::decode) ▸ [`state`](crate::state) ▸ [`rules`](crate::rules) ▸ begin and
-//! send ▸ prepare in Postgres ▸ settle ▸ commit ▸ merge. Nothing is in flight between two batches, so that a rebalance,
+//! One batch: [`consume`] ▸ [`decode`](crate::decode) ▸ [`state`](crate::state) ▸ [`rules`](crate::rules) ▸ prepare in
+//! Postgres, and meanwhile send and settle ▸ commit ▸ merge. Nothing is in flight between two batches, so that a rebalance,
 //! which Kafka tells of while polling, never meets half a batch.
 
 use std::collections::BTreeMap;
@@ -29,6 +29,7 @@ use crate::metrics::{Metrics, Step};
 use crate::publish::{self, Publisher};
 use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
+use crate::snapshot::{Due, Snapshots};
 use crate::state::{Observed, State};
 use crate::takeover::{self, Start, take_over};
 
@@ -61,6 +62,7 @@ pub(crate) struct Settings {
     pub(crate) tracer: Tracer,
     /// State of partitions that no lane has taken over now: of use to whichever gets them next.
     pub(crate) kept: Kept,
+    pub(crate) snapshots: Snapshots,
     /// This run of the process, in the ledger's rows and in the log.
     pub(crate) run: Uuid,
 }
@@ -90,6 +92,7 @@ pub(crate) struct Part {
     /// The offset after the last committed batch, and so what the watermark should be.
     pub(crate) next: i64,
     pub(crate) state: State,
+    pub(crate) snapshot: Due,
 }
 
 /// What has to be new after a failure.
@@ -281,6 +284,7 @@ impl Lane<'_> {
         self.breaker.reset();
         self.settings.metrics.committed(records.len(), &batch);
         end_spans(batch);
+        self.offer_snapshots();
         self.measure();
         Ok(())
     }
@@ -340,15 +344,14 @@ impl Lane<'_> {
         Ok(batch)
     }
 
-    /// Makes a batch durable. Postgres works while Kafka acknowledges; the commit comes when both are done.
+    /// Makes a batch durable. Postgres prepares while Kafka takes the records and the offsets, which count from the
+    /// commit on; the commit comes when both are done.
     fn transact(&mut self, batch: &Batch<'_>, timer: &mut Timer<'_>) -> Result<(), Error> {
         let membership = self.assignment.membership.clone().ok_or(Error::NotTakenOver)?;
         let owners = self.owners(|partition, part| batch.ends.contains_key(&partition) || part.flushed < part.next);
         let epoch = |partition| self.parts.get(&partition).map_or(0, |part| part.epoch);
-        batch.fill(&mut self.rows, epoch, self.settings.run);
-        self.publisher()?.send(&batch.outputs)?;
-        timer.lap(Step::Send);
-        fail::point("lane.sent")?;
+        let mut rows = std::mem::take(&mut self.rows);
+        batch.fill(&mut rows, epoch, self.settings.run);
         let Links {
             ledger: Some(ledger),
             publisher: Some(publisher),
@@ -356,12 +359,16 @@ impl Lane<'_> {
         else {
             return Err(Error::NotTakenOver);
         };
-        ledger.prepare(&owners, &mut self.rows)?;
-        timer.lap(Step::Prepare);
-        fail::point("lane.prepared")?;
+        let preparing = ledger.prepare(owners.clone(), rows)?;
+        publisher.send(&batch.outputs)?;
+        timer.lap(Step::Send);
+        fail::point("lane.sent")?;
         publisher.settle(&batch.ends, &membership)?;
         timer.lap(Step::Settle);
         fail::point("lane.settled")?;
+        self.rows = ledger.finish(preparing)?;
+        timer.lap(Step::Prepare);
+        fail::point("lane.prepared")?;
         publisher.commit()?;
         timer.lap(Step::Commit);
         self.mark_flushed(&owners);
@@ -377,8 +384,17 @@ impl Lane<'_> {
             fail::point("lane.flushed")?;
             self.mark_flushed(&owners);
         }
+        self.offer_snapshots();
         self.measure();
         Ok(())
+    }
+
+    fn offer_snapshots(&mut self) {
+        for (partition, part) in &mut self.parts {
+            self.settings
+                .snapshots
+                .offer(&mut part.snapshot, *partition, part.next, &part.state);
+        }
     }
 
     fn owners(&self, choose: impl Fn(i32, &Part) -> bool) -> Vec<Owner> {
@@ -440,6 +456,11 @@ impl Lane<'_> {
     fn drain(&mut self) {
         if let Err(error) = self.flush_watermarks() {
             tracing::warn!(lane = self.number, %error, "the last watermarks are left to the next takeover");
+        }
+        for (partition, part) in &self.parts {
+            self.settings
+                .snapshots
+                .leave(&part.snapshot, *partition, part.next, &part.state);
         }
         tracing::info!(lane = self.number, "ended");
     }

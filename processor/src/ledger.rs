@@ -1,8 +1,9 @@
 //! Owns the lane's side of the ledger: its Postgres connection and every statement that it runs there.
 //!
 //! Comes before Kafka's commit point: what is prepared here becomes committed when the watermark passes it, and a takeover
-//! removes what never was. Every call blocks the lane's thread, for up to [`TIMEOUT`]. After any error but
-//! [`Error::Conflict`] the connection is in an unknown state: drop the ledger and connect again.
+//! removes what never was. A batch is prepared on a thread of the ledger's own, while the lane sees to Kafka; every other
+//! call blocks the lane's thread. Each takes up to [`TIMEOUT`]. After any error but [`Error::Conflict`] the connection is
+//! in an unknown state: drop the ledger and connect again.
 
 mod rows;
 
@@ -14,6 +15,8 @@ use sluice_kafka::fail;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{Connection, Executor};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -52,6 +55,9 @@ pub enum Error {
     /// The connection's own runtime could not be built.
     #[error("no runtime for the connection: {0}")]
     Runtime(#[from] std::io::Error),
+    /// The connection is still at a batch, or was lost with one. It is a mistake of this program.
+    #[error("the connection is not free")]
+    Busy,
 }
 
 /// A partition as its lane owns it.
@@ -86,16 +92,24 @@ pub(crate) type Key = (i32, String, Uuid);
 /// One lane's connection.
 pub(crate) struct Ledger {
     runtime: Runtime,
-    connection: PgConnection,
+    /// With a batch while one is being prepared.
+    connection: Option<PgConnection>,
     topic: String,
     run: Uuid,
 }
+
+/// A batch that is being prepared. Dropping it leaves the outcome open, and the ledger of no use.
+pub(crate) struct Preparing(JoinHandle<(PgConnection, Rows, Result<(), Error>)>);
 
 impl Ledger {
     /// Connects to the database of this URL for the ledger of this payments topic.
     pub(crate) fn connect(url: &str, topic: &str, run: Uuid) -> Result<Self, Error> {
         const WHAT: &str = "accept a connection";
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("ledger")
+            .enable_all()
+            .build()?;
         let options = options(url).map_err(failed(WHAT))?;
         let connecting = async { timeout(TIMEOUT, PgConnection::connect_with(&options)).await };
         let connection = runtime
@@ -104,7 +118,7 @@ impl Ledger {
             .map_err(failed(WHAT))?;
         Ok(Self {
             runtime,
-            connection,
+            connection: Some(connection),
             topic: topic.to_owned(),
             run,
         })
@@ -181,25 +195,26 @@ impl Ledger {
         })
     }
 
-    /// Prepares a batch: sets the watermarks that the previous batch left, which proves the ownership, and writes the rows;
-    /// all or nothing.
-    pub(crate) fn prepare(&mut self, owners: &[Owner], rows: &mut Rows) -> Result<(), Error> {
+    /// Begins to prepare a batch: to set the watermarks that the previous batch left, which proves the ownership, and to
+    /// write the rows; all or nothing.
+    pub(crate) fn prepare(&mut self, owners: Vec<Owner>, mut rows: Rows) -> Result<Preparing, Error> {
+        let mut connection = self.connection.take().ok_or(Error::Busy)?;
         let topic = self.topic.clone();
-        self.call("prepare a batch", async move |connection| {
-            let mut transaction = connection.begin().await?;
-            set_watermarks(&mut transaction, &topic, owners).await?;
-            if !rows.is_empty() {
-                let mut copy = transaction.copy_in_raw(rows::COPY).await?;
-                copy.send(rows.finish()).await?;
-                if let Err(error) = copy.finish().await {
-                    // Rolled back here and not at the next use, because the connection goes on after a conflict.
-                    transaction.rollback().await?;
-                    return Err(error.into());
-                }
-            }
-            transaction.commit().await?;
-            Ok(())
-        })
+        Ok(Preparing(self.runtime.spawn(async move {
+            let done = timeout(TIMEOUT, prepare(&mut connection, &topic, &owners, &mut rows)).await;
+            (connection, rows, outcome("prepare a batch", done))
+        })))
+    }
+
+    /// Waits until a batch is prepared, or is known not to be. Gives the rows back, for their memory.
+    pub(crate) fn finish(&mut self, preparing: Preparing) -> Result<Rows, Error> {
+        let (connection, rows, done) = match self.runtime.block_on(preparing.0) {
+            Ok(ended) => ended,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_cancelled) => return Err(Error::Busy),
+        };
+        self.connection = Some(connection);
+        done.map(|()| rows)
     }
 
     /// Sets watermarks when there is no batch for them to travel with.
@@ -275,16 +290,21 @@ impl Ledger {
         what: &'static str,
         operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Failure>,
     ) -> Result<T, Error> {
-        let Self {
-            runtime, connection, ..
-        } = self;
-        match runtime.block_on(async { timeout(TIMEOUT, operation(connection)).await }) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(Failure::Fenced)) => Err(Error::Fenced),
-            Ok(Err(Failure::Database(source))) if is_unique_violation(&source) => Err(Error::Conflict),
-            Ok(Err(Failure::Database(source))) => Err(Error::Database { what, source }),
-            Err(_elapsed) => Err(Error::Timeout(what)),
-        }
+        let connection = self.connection.as_mut().ok_or(Error::Busy)?;
+        let done = self
+            .runtime
+            .block_on(async { timeout(TIMEOUT, operation(connection)).await });
+        outcome(what, done)
+    }
+}
+
+fn outcome<T>(what: &'static str, done: Result<Result<T, Failure>, Elapsed>) -> Result<T, Error> {
+    match done {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(Failure::Fenced)) => Err(Error::Fenced),
+        Ok(Err(Failure::Database(source))) if is_unique_violation(&source) => Err(Error::Conflict),
+        Ok(Err(Failure::Database(source))) => Err(Error::Database { what, source }),
+        Err(_elapsed) => Err(Error::Timeout(what)),
     }
 }
 
@@ -309,6 +329,22 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
             // The migrations' notices are of no interest.
             ("client_min_messages", "warning".to_owned()),
         ]))
+}
+
+async fn prepare(connection: &mut PgConnection, topic: &str, owners: &[Owner], rows: &mut Rows) -> Result<(), Failure> {
+    let mut transaction = connection.begin().await?;
+    set_watermarks(&mut transaction, topic, owners).await?;
+    if !rows.is_empty() {
+        let mut copy = transaction.copy_in_raw(rows::COPY).await?;
+        copy.send(rows.finish()).await?;
+        if let Err(error) = copy.finish().await {
+            // Rolled back here and not at the next use, because the connection goes on after a conflict.
+            transaction.rollback().await?;
+            return Err(error.into());
+        }
+    }
+    transaction.commit().await?;
+    Ok(())
 }
 
 /// Rows are updated in the order of their partitions, so that two lanes in a takeover cannot wait for each other.

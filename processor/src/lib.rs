@@ -28,6 +28,7 @@ mod publish;
 mod refill;
 mod replay;
 mod score;
+mod snapshot;
 mod state;
 mod takeover;
 mod whereabouts;

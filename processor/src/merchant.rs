@@ -4,6 +4,7 @@
 //! partitions are not known here: a feature must be a function of its own partition.
 
 use crate::calendar::HISTORY_DAYS;
+use serde::{Deserialize, Serialize};
 
 /// This day and those before it.
 const DAYS: usize = HISTORY_DAYS as usize + 1;
@@ -11,14 +12,14 @@ const DAYS: usize = HISTORY_DAYS as usize + 1;
 const ASSUMED_PAYMENTS: f64 = 20.0;
 
 /// Counts of the newest day and the days before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Merchant {
     newest: i32,
     /// The newest day first.
     days: [Counts; DAYS],
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Counts {
     payments: u32,
     odd: u32,

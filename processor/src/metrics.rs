@@ -26,12 +26,12 @@ const BATCH_BOUNDS: [f64; 10] = [1.0, 5.0, 20.0, 50.0, 100.0, 250.0, 500.0, 1_00
 pub(crate) enum Step {
     /// Decode, deduplicate, judge.
     Decide,
-    /// Hand everything to the producer.
+    /// Make the ledger's rows and hand everything to the producer.
     Send,
-    /// Write the ledger's rows.
-    Prepare,
     /// Wait for deliveries and add the offsets.
     Settle,
+    /// Wait for Postgres, which writes the ledger's rows since before the step of sending.
+    Prepare,
     /// Commit the transaction.
     Commit,
 }
@@ -77,6 +77,11 @@ impl EncodeLabelValue for Step {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByPlace {
+    place: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByLane {
     lane: u16,
 }
@@ -101,6 +106,11 @@ pub(crate) struct Metrics {
     remembered_payments: Family<ByLane, Gauge>,
     remembered_accounts: Family<ByLane, Gauge>,
     remembered_merchants: Family<ByLane, Gauge>,
+    replaying: Family<ByLane, Gauge>,
+    snapshot_pause: Latency,
+    snapshots_written: Family<ByPlace, Counter>,
+    snapshots_restored: Family<ByPlace, Counter>,
+    snapshots_rejected: Counter,
 }
 
 impl Metrics {
@@ -124,6 +134,11 @@ impl Metrics {
             remembered_payments: Family::default(),
             remembered_accounts: Family::default(),
             remembered_merchants: Family::default(),
+            replaying: Family::default(),
+            snapshot_pause: Latency::default(),
+            snapshots_written: Family::default(),
+            snapshots_restored: Family::default(),
+            snapshots_rejected: Counter::default(),
         };
         let our = registry.sub_registry_with_prefix("processor");
         our.register(
@@ -213,6 +228,32 @@ impl Metrics {
             "Merchants in a lane's state",
             metrics.remembered_merchants.clone(),
         );
+        our.register(
+            "replaying_events",
+            "Records that a lane's takeover has still to read again",
+            metrics.replaying.clone(),
+        );
+        our.register_with_unit(
+            "snapshot_pause",
+            "Time that a lane stands still while the state of a partition is copied",
+            Unit::Seconds,
+            metrics.snapshot_pause.clone(),
+        );
+        our.register(
+            "snapshots_written",
+            "Snapshots written, by place",
+            metrics.snapshots_written.clone(),
+        );
+        our.register(
+            "snapshots_restored",
+            "Partitions whose state was restored from a snapshot, by place",
+            metrics.snapshots_restored.clone(),
+        );
+        our.register(
+            "snapshots_rejected",
+            "Snapshots that could not be used",
+            metrics.snapshots_rejected.clone(),
+        );
         // A counter that only appears with its first event cannot be alerted on.
         for outcome in Outcome::ALL {
             drop(metrics.outcome(outcome));
@@ -292,6 +333,31 @@ impl Metrics {
                 .get_or_create(&ByLane { lane })
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Says how many records a lane's replay has left.
+    pub(crate) fn replaying(&self, lane: u16, left: i64) {
+        self.replaying.get_or_create(&ByLane { lane }).set(left);
+    }
+
+    /// Records for how long a lane stood still for a snapshot.
+    pub(crate) fn snapshot_pause(&self, took: Duration) {
+        self.snapshot_pause.observe(took);
+    }
+
+    /// Counts a snapshot that was written to `directory` or `topic`.
+    pub(crate) fn snapshot_written(&self, place: &'static str) {
+        self.snapshots_written.get_or_create(&ByPlace { place }).inc();
+    }
+
+    /// Counts a partition that was restored from `directory` or `topic`.
+    pub(crate) fn restored(&self, place: &'static str) {
+        self.snapshots_restored.get_or_create(&ByPlace { place }).inc();
+    }
+
+    /// Counts a snapshot that is damaged, or of another version or configuration.
+    pub(crate) fn snapshot_rejected(&self) {
+        self.snapshots_rejected.inc();
     }
 
     fn outcome(&self, outcome: Outcome) -> Counter {

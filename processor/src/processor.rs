@@ -31,6 +31,7 @@ use crate::lane::{self, Settings, Signals};
 use crate::ledger;
 use crate::metrics::Metrics;
 use crate::replay::Kept;
+use crate::snapshot::{self, Snapshots};
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
@@ -56,6 +57,9 @@ pub enum Error {
     /// Kafka, or its topics.
     #[error("{0}; topics are made by: sluicectl topics apply")]
     Topics(#[from] error::Admin),
+    /// The directory of snapshots, or what writes them.
+    #[error("snapshots cannot be kept: {0}")]
+    Snapshots(#[from] snapshot::Error),
     /// The schema registry.
     #[error(transparent)]
     Registry(#[from] error::Registry),
@@ -114,11 +118,21 @@ impl Processor {
         let metrics = Metrics::register(&mut registry);
 
         let topics = Topics::new(&config.kafka.topic_prefix);
-        let (payment_schema, decision_schema) = {
-            let (config, topics, metrics) = (config.clone(), topics.clone(), kafka_metrics.clone());
+        let (payment_schema, decision_schema, snapshots) = {
+            let (config, topics, metrics) = (config.clone(), topics.clone(), metrics.clone());
+            let kafka_metrics = kafka_metrics.clone();
             blocking(move || {
-                admin::Admin::new(&config.kafka.config(), metrics)?.check_topics(&topics)?;
-                register_schemas(&Registry::new(&config.registry), &topics)
+                let kafka = config.kafka.config();
+                let admin = admin::Admin::new(&kafka, kafka_metrics)?;
+                admin.check_topics(&topics)?;
+                let (payment, decision) = register_schemas(&Registry::new(&config.registry), &topics)?;
+                let options = snapshot::Options {
+                    directory: config.snapshot_dir,
+                    interval: Duration::from_secs(config.snapshot_interval_s.into()),
+                    lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
+                };
+                let snapshots = Snapshots::start(&options, &kafka, &topics, admin.cluster_id()?, &metrics)?;
+                Ok((payment, decision, snapshots))
             })
             .await?
         };
@@ -150,6 +164,7 @@ impl Processor {
             kafka_metrics,
             tracer,
             kept: Kept::default(),
+            snapshots,
             run,
         };
         Ok(Self {

@@ -162,7 +162,9 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits until Kafka acknowledged all that was sent, and adds the offsets that the batch consumed.
+    /// Waits until Kafka acknowledged all that was sent, and adds the offsets that the batch consumed. In this order: the
+    /// coordinator may still be busy with the transaction before, and librdkafka asks again to add partitions after 20 ms,
+    /// but to add offsets after 100 ms.
     pub(crate) fn settle(
         &mut self,
         ends: &BTreeMap<i32, i64>,

@@ -1,7 +1,7 @@
 //! Owns how a partition's state is rebuilt: by reading its records again, up to where the group has committed, without
 //! writing anything.
 //!
-//! Comes last in [`crate::takeover`]. A state that was kept from before is read on from where it stands.
+//! Comes last in [`crate::takeover`]. A state that was kept from before, or in a snapshot, is read on from where it stands.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(100);
 const ASK_EVERY: Duration = Duration::from_millis(500);
 /// Records between two looks at the clock.
 const RECORDS_PER_LOOK: u64 = 1_000;
+/// How often a long replay says how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long the log may give nothing before the replay is given up, to be tried again.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -78,7 +80,8 @@ pub enum Error {
     Cancelled,
 }
 
-/// Brings each state up to the offset that comes with it. Says how many records were read.
+/// Brings each state up to the offset that comes with it. Says how many records were read; meanwhile `progress` is told how
+/// many offsets are left.
 ///
 /// # Errors
 /// See [`Error`]; what was rebuilt up to there is lost.
@@ -87,6 +90,7 @@ pub(crate) fn rebuild(
     topic: &str,
     decoder: &mut Decoder,
     states: &mut BTreeMap<i32, (Replayed, i64)>,
+    progress: impl Fn(i64),
     mut goes_on: impl FnMut() -> bool,
 ) -> Result<u64, Error> {
     let mut start = TopicPartitionList::new();
@@ -105,6 +109,7 @@ pub(crate) fn rebuild(
     let reader: BaseConsumer = config.create().map_err(error::Consumer::Create)?;
     reader.assign(&start).map_err(control)?;
     let (mut records, mut last_record, mut last_ask) = (0, Instant::now(), Instant::now());
+    let mut last_told = Instant::now();
     while open > 0 {
         let polled = reader.poll(POLL);
         let quiet = polled.is_none();
@@ -138,6 +143,12 @@ pub(crate) fn rebuild(
         }
         if (quiet || records % RECORDS_PER_LOOK == 0) && last_ask.elapsed() > ASK_EVERY {
             last_ask = Instant::now();
+            let left = left(states);
+            progress(left);
+            if last_told.elapsed() > TELL_EVERY {
+                last_told = Instant::now();
+                tracing::info!(records, left, "replaying");
+            }
             if !goes_on() {
                 return Err(Error::Cancelled);
             }
@@ -146,7 +157,13 @@ pub(crate) fn rebuild(
             }
         }
     }
+    progress(0);
     Ok(records)
+}
+
+/// How many offsets are to be read yet.
+fn left(states: &BTreeMap<i32, (Replayed, i64)>) -> i64 {
+    states.values().map(|(replayed, target)| target - replayed.next).sum()
 }
 
 /// Takes one record in. Gives the partition when this was the last one before its target.

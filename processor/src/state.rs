@@ -6,6 +6,8 @@
 //! undo log and then merged or taken back as a whole. Forgetting what can no longer matter changes no answer, whenever it
 //! happens.
 
+pub(crate) mod image;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;

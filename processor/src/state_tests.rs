@@ -9,7 +9,7 @@ use crate::testing::{SECOND, T0, event_id, payment};
 
 const MINUTE: i64 = 60 * SECOND;
 
-fn state() -> State {
+pub(super) fn state() -> State {
     State::new(10 * MINUTE, RuleSet::built_in())
 }
 
@@ -21,7 +21,7 @@ fn at(id: u32, time: i64) -> PaymentRecord {
     }
 }
 
-fn observe(state: &mut State, payment: &PaymentRecord) -> Observed {
+pub(super) fn observe(state: &mut State, payment: &PaymentRecord) -> Observed {
     state.observe(payment, i64::MAX)
 }
 
@@ -204,7 +204,7 @@ fn a_rule_set_looks_back_on_payments_from_before_it() {
 }
 
 /// Everything that a later answer can depend on.
-fn contents(state: &State) -> impl PartialEq + std::fmt::Debug + use<> {
+pub(super) fn contents(state: &State) -> impl PartialEq + std::fmt::Debug + use<> {
     let mut seen: Vec<_> = state.seen.iter().map(|(key, time)| (*key, *time)).collect();
     seen.sort_unstable();
     let mut accounts: Vec<_> = state
@@ -228,7 +228,7 @@ fn any_time() -> impl Strategy<Value = i64> {
 }
 
 prop_compose! {
-    fn any_payment()(
+    pub(super) fn any_payment()(
         id in 0_u32..40,
         (account, merchant) in (0_u32..4, 0_u32..3),
         time in any_time(),

@@ -134,10 +134,11 @@ pub(crate) fn take_over(
     let mut states = states(settings, &owners, &offsets)?;
     let config = settings.kafka.reader(Isolation::ReadCommitted);
     let topic = &settings.topics.payments;
-    let replayed = replay::rebuild(&config, topic, decoder, &mut states, goes_on)?;
+    let progress = |left| settings.metrics.replaying(start.lane, left);
+    let replayed = replay::rebuild(&config, topic, decoder, &mut states, progress, goes_on)?;
     fail::point("takeover.state")?;
 
-    let parts = parts(owners, states);
+    let parts = parts(settings, owners, states);
     consume::fetch_from(consumer, topic, parts.iter().map(|(part, it)| (*part, it.next)))?;
     settings.metrics.taken_over(started.elapsed(), replayed, compensated);
     tracing::info!(
@@ -179,7 +180,8 @@ fn compensate(ledger: &mut Ledger, owners: &[Owner], reason: &str) -> Result<u64
     Ok(rows)
 }
 
-/// What is known of each partition's state, which may be nothing, and the offset that it has to be brought up to.
+/// What is known of each partition's state, from this process or from a snapshot, which may be nothing; and the offset that
+/// it has to be brought up to.
 fn states(
     settings: &Settings,
     owners: &[Owner],
@@ -187,38 +189,48 @@ fn states(
 ) -> Result<BTreeMap<i32, (Replayed, i64)>, rule_archive::Error> {
     let mut states = BTreeMap::new();
     let mut unknown = Vec::new();
+    let mut restorer = settings.snapshots.restorer();
     for owner in owners {
         let Ends { low, committed } = offsets[&owner.part];
         let usable = settings
             .kept
             .take(owner.part)
             .filter(|kept| (low..=committed).contains(&kept.next));
+        let usable = usable.or_else(|| {
+            // Where nothing was committed that is still there, there is nothing to remember.
+            (low < committed)
+                .then(|| restorer.restore(owner.part, low, committed, |next| rules_at(settings, owner.part, next)))
+                .flatten()
+        });
         match usable {
-            Some(kept) => {
-                states.insert(owner.part, (kept, committed));
+            Some(known) => {
+                states.insert(owner.part, (known, committed));
             }
             None => unknown.push((owner.part, low.min(committed), committed)),
         }
     }
-    // The record of the rule set that judged the first payment of a replay may be deleted, if anything is.
-    let cut = unknown.iter().filter(|(_, start, _)| *start > 0);
-    let mut rules: BTreeMap<i32, Arc<RuleSet>> = rule_archive::last(
-        &settings.kafka,
-        &settings.topics,
-        cut.map(|(part, start, _)| (*part, *start)),
-    )?
-    .into_iter()
-    .map(|applied| (applied.partition, applied.rules))
-    .collect();
     for (part, start, committed) in unknown {
-        let rules = rules.remove(&part).unwrap_or_else(|| settings.rules.clone());
+        // The record of the rule set that judged the first payment of a replay may be deleted, if anything is.
+        let rules = if start > 0 {
+            rules_at(settings, part, start)?
+        } else {
+            settings.rules.clone()
+        };
         let empty = Replayed::empty(settings.lateness_us, rules, start);
         states.insert(part, (empty, committed));
     }
     Ok(states)
 }
 
-fn parts(owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {
+/// The rule set that is in force at an offset of a partition.
+fn rules_at(settings: &Settings, partition: i32, offset: i64) -> Result<Arc<RuleSet>, rule_archive::Error> {
+    let last = rule_archive::last(&settings.kafka, &settings.topics, [(partition, offset)])?;
+    let applied = last.into_iter().next();
+    Ok(applied.map_or_else(|| settings.rules.clone(), |applied| applied.rules))
+}
+
+fn parts(settings: &Settings, owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {
+    let count = owners.len();
     owners
         .into_iter()
         .filter_map(|owner| {
@@ -229,6 +241,7 @@ fn parts(owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTre
                 flushed: owner.watermark,
                 next,
                 state,
+                snapshot: settings.snapshots.due(owner.part, count, next),
             };
             Some((owner.part, part))
         })

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sluice_proto::event::PaymentRecord;
 
 /// Mean radius of the Earth, in kilometres.
@@ -14,21 +15,21 @@ const EARTH_RADIUS_KM: f64 = 6_371.008_8;
 const FARTHEST_KM: f64 = std::f64::consts::PI * EARTH_RADIUS_KM;
 
 /// A place by name: either part may be unknown.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Place {
     country: Option<[u8; 2]>,
     name: Option<Arc<str>>,
 }
 
 /// Coordinates in degrees.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct Point {
     latitude: f64,
     longitude: f64,
 }
 
 /// The latest known position of an account, with the times at which it was there.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Whereabouts {
     place: Option<(i64, Place)>,
     point: Option<(i64, Point)>,

@@ -18,8 +18,12 @@ pub const SYSTEM_EVENTS: &str = "system-events";
 /// Metric events.
 pub const METRIC_EVENTS: &str = "metric-events";
 
+/// Snapshots of the processor's state, compacted; those of a partition of [`PAYMENTS`] stand in the partition of the same
+/// number.
+pub const SNAPSHOTS: &str = "snapshots";
+
 /// Every topic, in the order in which they are shown.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 9] = [
     PAYMENTS,
     DECISIONS,
     DEAD_LETTERS,
@@ -28,6 +32,7 @@ pub const ALL: [&str; 8] = [
     USER_ACTIONS,
     SYSTEM_EVENTS,
     METRIC_EVENTS,
+    SNAPSHOTS,
 ];
 
 /// The record key of everything that belongs to one subject: `tenant/subject`. Tenants contain no slash.

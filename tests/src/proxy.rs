@@ -79,6 +79,11 @@ impl Proxy {
         self.target.send_replace(target);
     }
 
+    /// Where new connections are led.
+    pub fn target(&self) -> SocketAddr {
+        *self.target.borrow()
+    }
+
     /// How many connections were made through it.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Relaxed)

@@ -11,6 +11,7 @@ mod plain;
 mod process;
 mod records;
 mod report;
+mod restore;
 mod stream;
 mod subscribers;
 
@@ -28,7 +29,8 @@ pub enum Command {
     Ingest(ingest::Args),
     /// What the loader itself can offer on one thread, to a server that only acknowledges
     Loader(loader::Args),
-    /// How fast the processor decides a topic full of payments, and how soon at a steady rate
+    /// How fast the processor decides a topic full of payments, how soon at a steady rate, and what a takeover and a restart
+    /// cost
     Process(process::Args),
     /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
     Subscribers(subscribers::Args),

@@ -91,7 +91,8 @@ impl Installation {
     /// Starts one of our binaries on these topics and waits until it is ready.
     pub(super) fn start(&self, name: &'static str, more: &[(&str, String)]) -> anyhow::Result<Part> {
         let admin = free_address()?;
-        let log = std::env::temp_dir().join(format!("{name}-{}.log", std::process::id()));
+        // Two of a kind may run at once.
+        let log = std::env::temp_dir().join(format!("{name}-{}.log", admin.port()));
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         // The child ends with us, however we end.
         let child = Command::new("setpriv")

@@ -1,5 +1,6 @@
 //! `bench process`: a topic is filled by a plain producer, then a fresh processor decides all of it; after that, payments
-//! come at a steady rate and the time to each visible decision is measured.
+//! come at a steady rate and the time to each visible decision is measured; at last, while they go on coming, another
+//! processor takes over. [`super::restore`] measures the start with much to remember.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,11 +24,13 @@ use super::plain::Plain;
 use super::records::{self, Record};
 use super::report::{Report, histogram};
 
-const GROUP: &str = "bench";
+pub(super) const GROUP: &str = "bench";
 /// The processor may rest so long before it is given up.
 const STALL: Duration = Duration::from_secs(60);
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+/// For how long payments come while another processor takes over, in seconds.
+const TAKEOVER_S: u32 = 8;
 
 /// Options of the benchmark.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,6 +49,9 @@ pub struct Args {
     /// For how long it is measured, in seconds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
+    /// Payments that a starting processor finds decided, and has to remember
+    #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u32).range(10_000..=5_000_000))]
+    restore_events: u32,
 }
 
 pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
@@ -68,6 +74,8 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
         measured.with_context(|| format!("run {run}"))?;
         removed?;
     }
+    let Common { parts, runs, .. } = &args.common;
+    super::restore::run(parts, args.restore_events, *runs, args.lanes, runtime, &mut report).context("restore")?;
     Ok(report)
 }
 
@@ -80,22 +88,37 @@ fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let steady = args.rate * args.seconds;
-    let records = records::prepare(args.events + steady, installation.schema_id::<PaymentRecord>()?)?;
-    let (backlog, steady) = records.split_at(args.events as usize);
+    let moving = args.rate * TAKEOVER_S;
+    let records = records::prepare(
+        args.events + steady + moving,
+        installation.schema_id::<PaymentRecord>()?,
+    )?;
+    let (backlog, rest) = records.split_at(args.events as usize);
+    let (steady, moving) = rest.split_at(steady as usize);
     let plain = Plain::new(installation)?;
     let filled = plain.send_all(backlog)?;
     let progress = Progress::new(installation)?;
 
     let launched = Instant::now();
-    let environment = [
-        ("SLUICE_POSTGRES", database.url()),
-        ("SLUICE_GROUP", GROUP.to_owned()),
-        ("SLUICE_LANES", args.lanes.to_string()),
-    ];
-    let mut processor = installation.start("sluice-processor", &environment)?;
+    let start = |instance: &str| {
+        let environment = [
+            ("SLUICE_POSTGRES", database.url()),
+            ("SLUICE_GROUP", GROUP.to_owned()),
+            ("SLUICE_LANES", args.lanes.to_string()),
+            ("SLUICE_INSTANCE", instance.to_owned()),
+        ];
+        installation.start("sluice-processor", &environment)
+    };
+    let mut processor = start("first")?;
     let drained = drain(&mut processor, &progress, i64::from(args.events), launched)?;
-    let latency = decisions(installation, &plain, steady, args.rate)?;
-    drop(processor);
+    let latency = decisions(installation, &plain, steady, args.rate, || Ok(()))?;
+    let mut second = None;
+    let moved = decisions(installation, &plain, moving, args.rate, || {
+        second = Some(start("second")?);
+        drop(processor);
+        Ok(())
+    })?;
+    drop(second);
     let rows = runtime.block_on(database.ledger_rows())?;
     ensure!(
         rows == records.len() as u64,
@@ -107,11 +130,13 @@ fn measure(
         drained.events_per_s, drained.cpu_us_per_event, filled.events_per_s
     );
     report.add("process_events_per_s", "1/s", drained.events_per_s);
+    report.add("drain_events_per_s", "1/s", drained.events_per_s);
     report.add("process_cpu_us_per_event", "us", drained.cpu_us_per_event);
     report.add("process_plain_events_per_s", "1/s", filled.events_per_s);
     report.add("process_ratio", "ratio", drained.events_per_s / filled.events_per_s);
     report.add("process_start_s", "s", drained.start_s);
-    report.add_latency(["process_decision_p50_ms", "process_decision_p99_ms"], &latency);
+    report.add_latency(["decision_p50_ms", "decision_p99_ms"], &latency);
+    report.add("takeover_pause_ms", "ms", moved.max() as f64 / 1e3);
     Ok(())
 }
 
@@ -186,19 +211,20 @@ impl Progress {
     }
 }
 
-fn partitions(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<i32>> {
+pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<i32>> {
     let metadata = consumer.fetch_metadata(Some(topic), KAFKA_TIMEOUT)?;
     let topic = metadata.topics().first().context("no such topic")?;
     Ok(topic.partitions().iter().map(|partition| partition.id()).collect())
 }
 
 /// Publishes at a steady rate and measures from the moment a payment should have been sent to the moment its decision
-/// can be read.
+/// can be read, while something else happens.
 fn decisions(
     installation: &Installation,
     plain: &Plain,
     records: &[Record],
     rate_per_s: u32,
+    meanwhile: impl FnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<Histogram<u64>> {
     let topic = &installation.topics.decisions;
     let consumer: BaseConsumer = installation.kafka.reader(Isolation::ReadCommitted).create()?;
@@ -223,11 +249,13 @@ fn decisions(
             }
             anyhow::Ok(())
         });
-        let received = receive(&consumer, started, &indexes, &intended);
-        sending
-            .join()
-            .map_err(|_panic| anyhow::anyhow!("the sender panicked"))??;
-        received
+        let receiving = scope.spawn(|| receive(&consumer, started, &indexes, &intended));
+        // On this thread, because parts end with the thread that started them.
+        let happened = meanwhile();
+        let panicked = |_panic| anyhow::anyhow!("a thread panicked");
+        sending.join().map_err(panicked)??;
+        let received = receiving.join().map_err(panicked)?;
+        happened.and(received)
     })
 }
 

@@ -4,10 +4,10 @@ use sluice_proto::pb::Outcome;
 use sluice_tests::checker::{self, Expected};
 use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
-use sluice_tests::stack::Options;
+use sluice_tests::stack::{self, Options};
 use sluice_tests::subscription::{Subscription, rules};
 use sluice_tests::traffic::Traffic;
-use sluice_tests::{events, proxy};
+use sluice_tests::{events, proxy, servers};
 
 #[test]
 fn a_processor_killed_again_and_again_decides_everything_once() {
@@ -99,6 +99,37 @@ fn a_processor_whose_postgres_goes_away_waits_for_it() {
             traffic.flows(500).await?;
             proxy.cut();
         }
+        traffic.flows(500).await?;
+        traffic.finish(stack).await?;
+        stack.must_run()
+    });
+}
+
+#[test]
+fn payments_are_accepted_while_postgres_is_away_and_decided_when_it_is_back() {
+    // Fewer than are published meanwhile, so that some of those must have been acknowledged.
+    let in_flight = 1_000;
+    let options = Options {
+        gateway_env: vec![("SLUICE_MAX_IN_FLIGHT_EVENTS".to_owned(), in_flight.to_string())],
+        ..Options::default()
+    };
+    on_prepared(options, async |stack| {
+        let (proxy, url) = proxy::postgres(&stack.database_url()?).await?;
+        let there = proxy.target();
+        stack.set_processor_env("SLUICE_POSTGRES", &url);
+        stack.start_all().await?;
+        let url = stack.gateway_url();
+        let mut traffic = Traffic::start(stack, &url, &url).await?;
+        traffic.flows(500).await?;
+        proxy.lead_to(servers::free_address()?);
+        proxy.cut();
+        traffic.passes(in_flight + 4_000).await?;
+        let page = stack::page(stack.processor_admin(0), "/metrics").await?;
+        for lane in 0..2 {
+            let open = format!("processor_breaker_open{{lane=\"{lane}\"}} 1");
+            assert!(page.contains(&open), "{page}");
+        }
+        proxy.lead_to(there);
         traffic.flows(500).await?;
         traffic.finish(stack).await?;
         stack.must_run()

@@ -26,6 +26,7 @@ mod resume_elsewhere;
 mod rule_sets;
 mod rules;
 mod shutdown;
+mod snapshots;
 mod starts;
 mod takeover;
 mod tenants;
