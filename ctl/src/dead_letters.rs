@@ -264,6 +264,9 @@ pub(crate) fn redrive(
     Ok(page)
 }
 
+/// Letters, and where each partition is once they are driven again.
+type Unread = (Vec<Letter>, Vec<(i32, i64)>);
+
 /// How far the last redrive came.
 struct Mark {
     consumer: BaseConsumer<context::Consumer>,
@@ -282,8 +285,8 @@ impl Mark {
         })
     }
 
-    /// The letters since then, and where each partition is once they are driven again.
-    fn unread(&self, scanner: &Scanner, partitions: i32) -> anyhow::Result<(Vec<Letter>, Vec<(i32, i64)>)> {
+    /// The letters since then.
+    fn unread(&self, scanner: &Scanner, partitions: i32) -> anyhow::Result<Unread> {
         let numbers: Vec<i32> = (0..partitions).collect();
         let reached = admin::committed(&self.consumer, &self.topic, &numbers, admin::TIMEOUT)?;
         let (mut letters, mut ends) = (Vec::new(), Vec::new());

@@ -21,6 +21,10 @@ const MICROS_PER_MILLI: i64 = 1_000;
 
 /// What a record of the payments topic is.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every record is a payment, and a box for each would be an allocation for each"
+)]
 pub(crate) enum Record<'m> {
     Payment(Input<'m>),
     /// In force from the next record of its partition on.
