@@ -332,6 +332,7 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
 }
 
 async fn prepare(connection: &mut PgConnection, topic: &str, owners: &[Owner], rows: &mut Rows) -> Result<(), Failure> {
+    fail::pass("ledger.preparing");
     let mut transaction = connection.begin().await?;
     set_watermarks(&mut transaction, topic, owners).await?;
     if !rows.is_empty() {
@@ -344,6 +345,7 @@ async fn prepare(connection: &mut PgConnection, topic: &str, owners: &[Owner], r
         }
     }
     transaction.commit().await?;
+    fail::pass("ledger.prepared");
     Ok(())
 }
 

@@ -149,8 +149,8 @@ async fn killed_at(world: &mut World, point: &'static str) -> Result<()> {
 /// of the lane that has them.
 async fn fencing(world: &mut World) -> Result<()> {
     let faults = [
-        Armed::at("lane.sent", Fault::Stop, BATCH),
-        Armed::at("lane.prepared", Fault::Kill, BATCH),
+        Armed::at("ledger.preparing", Fault::Stop, BATCH),
+        Armed::at("ledger.prepared", Fault::Kill, BATCH),
     ];
     world.kill(FIRST)?;
     world.launch(FIRST, &faults)?;

@@ -20,12 +20,14 @@ const fn point(name: &'static str, hits: u64) -> Point {
 }
 
 /// Between every two steps of a lane's batch and of a takeover.
-pub const PROCESSOR: [Point; 16] = [
+pub const PROCESSOR: [Point; 18] = [
     point("lane.polled", 60),
     point("lane.decided", 60),
+    point("ledger.preparing", 60),
     point("lane.sent", 60),
-    point("lane.prepared", 60),
+    point("ledger.prepared", 60),
     point("lane.settled", 60),
+    point("lane.prepared", 60),
     point("lane.committed", 60),
     point("lane.merged", 60),
     point("lane.flushing", 3),

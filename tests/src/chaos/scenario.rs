@@ -186,7 +186,7 @@ async fn zombie(world: &mut World) -> Result<()> {
     for (asleep, awake, number) in [(FIRST, SECOND, 1), (SECOND, FIRST, 0)] {
         world.launch(awake, &[])?;
         world.stack.ready().await?;
-        let armed = Armed::choose(&mut world.rng, &PROCESSOR[..7], &[Fault::Stop]);
+        let armed = Armed::choose(&mut world.rng, &PROCESSOR[..9], &[Fault::Stop]);
         world.strike(asleep, armed).await?;
         let partitions = usize::try_from(world.stack.partitions())?;
         wait::until("the other processor has taken everything over", async || {
@@ -205,7 +205,7 @@ async fn postgres(world: &mut World) -> Result<()> {
     // All in one life of the processor: the registry lives on the same Postgres, and takes half a minute to get over a crash,
     // for which a processor that starts has to wait.
     let first = world.rng.u64(1..=40);
-    let points = ["lane.sent", "lane.prepared", "lane.committed"];
+    let points = ["ledger.preparing", "ledger.prepared", "lane.committed"];
     let armed = points.iter().zip([first, first + 40, first + 80]);
     let armed: Vec<Armed> = armed.map(|(point, hit)| Armed::at(point, Fault::Stop, hit)).collect();
     world.kill(FIRST)?;
