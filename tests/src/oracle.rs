@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use sluice_proto::avro::PREFIX_BYTES;
 use sluice_proto::event::PaymentRecord;
 use sluice_proto::{headers, validate};
 
@@ -66,19 +67,39 @@ struct Partition {
 pub fn replay(records: &[Record]) -> HashMap<(i32, i64), Fate> {
     let mut partitions: HashMap<i32, Partition> = HashMap::new();
     let mut fates = HashMap::new();
+    let prefix = usual_prefix(records);
     for record in records {
-        let partition = partitions.entry(record.partition).or_default();
-        fates.insert((record.partition, record.offset), partition.read(record));
+        let fate = if record.headers.contains_key(headers::RULE_SET) {
+            Fate::Repeated
+        } else if record.payload.get(..PREFIX_BYTES) != prefix {
+            Fate::Dead("DESERIALIZATION_ERROR")
+        } else {
+            partitions.entry(record.partition).or_default().read(record)
+        };
+        fates.insert((record.partition, record.offset), fate);
     }
     fates
+}
+
+/// What the gateway writes before each payment, which is nearly every record's: the schema's id is in it, and nobody else's
+/// schema is in the registry.
+fn usual_prefix(records: &[Record]) -> Option<&[u8]> {
+    let mut counts: HashMap<&[u8], usize> = HashMap::new();
+    for record in records
+        .iter()
+        .filter(|record| !record.headers.contains_key(headers::RULE_SET))
+    {
+        if let Some(prefix) = record.payload.get(..PREFIX_BYTES) {
+            *counts.entry(prefix).or_default() += 1;
+        }
+    }
+    let usual = counts.into_iter().max_by_key(|(_, count)| *count);
+    usual.map(|(prefix, _)| prefix)
 }
 
 impl Partition {
     fn read(&mut self, record: &Record) -> Fate {
         let stored_at = record.stored_at_ms * 1_000;
-        if record.headers.contains_key(headers::RULE_SET) {
-            return Fate::Repeated;
-        }
         let Ok(payment) = decode::<PaymentRecord>(record) else {
             return Fate::Dead("DESERIALIZATION_ERROR");
         };

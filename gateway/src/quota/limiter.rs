@@ -13,6 +13,8 @@ use governor::{Quota, RateLimiter};
 
 use super::Rate;
 
+/// A burst is taken in so many parts: who waits for all of it at once loses what comes while it is full.
+const PARTS: u32 = 16;
 /// governor counts time in nanoseconds. Units that come no more often than this keep a rate right to a thousandth.
 const SHORTEST_PERIOD_S: f64 = 1e-6;
 
@@ -25,7 +27,8 @@ pub(super) struct Limiter {
     /// Events or bytes that one of governor's cells stands for.
     unit: u64,
     burst: NonZeroU32,
-    refill: Duration,
+    /// In which a unit comes.
+    period: Duration,
 }
 
 impl Limiter {
@@ -51,13 +54,13 @@ impl Limiter {
             clock,
             unit: unit as u64,
             burst,
-            refill: period * burst.get(),
+            period,
         }
     }
 
     /// How long it takes to be full again.
-    pub(super) const fn refill(&self) -> Duration {
-        self.refill
+    pub(super) fn refill(&self) -> Duration {
+        self.period * self.burst.get()
     }
 
     /// Which part of the burst is left. For a limiter that will not be used any more: looking takes one unit.
@@ -67,17 +70,21 @@ impl Limiter {
         })
     }
 
-    /// Takes as much of `due` as there is, a burst at a time.
+    /// Takes as much of `due` as there is.
     ///
     /// # Errors
-    /// How long to wait before the next part can be taken.
+    /// How long to wait for the rest, or for half a burst where the rest is more.
     pub(super) fn pay(&self, due: &mut u64) -> Result<(), Duration> {
-        while let Some(units) = NonZeroU32::new(u32::try_from(due.div_ceil(self.unit)).unwrap_or(u32::MAX)) {
-            let units = units.min(self.burst);
+        let part = NonZeroU32::new(self.burst.get() / PARTS).unwrap_or(NonZeroU32::MIN);
+        while let Some(rest) = NonZeroU32::new(u32::try_from(due.div_ceil(self.unit)).unwrap_or(u32::MAX)) {
+            let units = rest.min(part);
             let Ok(checked) = self.inner.check_n(units) else {
                 unreachable!("never more than the burst at once");
             };
-            checked.map_err(|not_until| not_until.wait_time_from(self.clock.now()))?;
+            checked.map_err(|not_until| {
+                let further = (rest.get() - units.get()).min(self.burst.get() / 2);
+                not_until.wait_time_from(self.clock.now()) + self.period * further
+            })?;
             *due = due.saturating_sub(u64::from(units.get()) * self.unit);
         }
         Ok(())
@@ -108,13 +115,13 @@ mod tests {
         assert_eq!(pay(&limiter, 15).0, 0);
         let (left, wait) = pay(&limiter, 10);
         assert!(
-            left == 10 && (Duration::from_secs(4)..=Duration::from_secs(5)).contains(&wait),
+            left == 5 && (Duration::from_secs(4)..=Duration::from_secs(5)).contains(&wait),
             "{wait:?}"
         );
-        // More than the burst is taken in parts.
+        // What is more than a burst is waited for in halves of one.
         let (left, wait) = pay(&Limiter::new(rate(1, 20), 1, 1.0), 50);
         assert!(
-            left == 30 && (Duration::from_secs(19)..=Duration::from_secs(20)).contains(&wait),
+            left == 30 && (Duration::from_secs(10)..=Duration::from_secs(11)).contains(&wait),
             "{wait:?}"
         );
     }
