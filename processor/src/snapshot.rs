@@ -73,7 +73,7 @@ pub(crate) struct Snapshots {
     metrics: Metrics,
 }
 
-/// When the next snapshot of a partition is due, and what the last one was.
+/// When the next snapshot of a partition is due, and what the last one was: nothing at offset 0, where there is no state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Due {
     at: Instant,
@@ -92,13 +92,12 @@ impl Snapshots {
     ) -> Result<Self, Error> {
         let open = |directory: &PathBuf| Files::open(directory, &topics.payments);
         let files = options.directory.as_ref().map(open).transpose()?;
-        let second = options.directory.as_ref().map(open).transpose()?;
         let producer = Writer::new(kafka, &topics.snapshots)?;
         let (writer, images) = sync_channel(WAITING_IMAGES);
-        let thread_metrics = metrics.clone();
+        let (to_write, thread_metrics) = (files.clone(), metrics.clone());
         thread::Builder::new()
             .name("snapshots".to_owned())
-            .spawn(move || write_all(&images, second.as_ref(), &producer, &thread_metrics))?;
+            .spawn(move || write_all(&images, to_write.as_ref(), &producer, &thread_metrics))?;
         Ok(Self {
             interval: options.interval,
             lateness_us: options.lateness_us,
@@ -111,12 +110,13 @@ impl Snapshots {
         })
     }
 
-    /// The first snapshot of a partition whose state was just restored. Partitions take turns, so that no two are due at once.
-    pub(crate) fn due(&self, partition: i32, partitions: usize, next: i64) -> Due {
+    /// The first snapshot of a partition that was just taken over: also where no record follows, because a replay is worth
+    /// keeping. Partitions take turns, so that no two are due at once.
+    pub(crate) fn due(&self, partition: i32, partitions: usize) -> Due {
         let turn = f64::from(partition).rem_euclid(partitions.max(1) as f64) / partitions.max(1) as f64;
         Due {
             at: Instant::now() + self.interval.mul_f64(0.5 + turn / 2.0),
-            next,
+            next: 0,
             bytes: 0,
         }
     }

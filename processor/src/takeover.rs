@@ -241,7 +241,7 @@ fn parts(settings: &Settings, owners: Vec<Owner>, mut states: BTreeMap<i32, (Rep
                 flushed: owner.watermark,
                 next,
                 state,
-                snapshot: settings.snapshots.due(owner.part, count, next),
+                snapshot: settings.snapshots.due(owner.part, count),
             };
             Some((owner.part, part))
         })

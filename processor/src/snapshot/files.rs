@@ -13,7 +13,7 @@ const ENDING: &str = "snapshot";
 const UNFINISHED: &str = "tmp";
 
 /// A directory of snapshots of one topic.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Files {
     directory: PathBuf,
     topic: String,
