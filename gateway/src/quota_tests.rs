@@ -43,14 +43,14 @@ fn what_has_no_bound_is_never_spent() {
 fn what_is_paid_stays_paid_while_the_rest_is_waited_for() {
     let limits = Limits {
         events: rate_of(1, 10),
-        bytes: rate_of(1, 1_000),
+        bytes: rate_of(1, 1_600),
     };
     let meter = Quotas::load(None, limits).expect("valid").meter(&caller("a", "b"));
-    let mut due = Due::of(5, 1_500);
+    let mut due = Due::of(5, 2_100);
     let spent = meter.pay(&mut due).expect_err("more bytes than a burst");
     assert_eq!(
         (spent.quota, due),
-        ("tenant.bytes_per_second", Due([[0, 500], [5, 1_500]]))
+        ("tenant.bytes_per_second", Due([[0, 500], [5, 2_100]]))
     );
     let mut more = Due::of(5, 0);
     assert_eq!(meter.pay(&mut more), Ok(()), "the events were paid once");

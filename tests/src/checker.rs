@@ -493,10 +493,12 @@ fn trace_id(record: &Record) -> Option<&str> {
 /// # Errors
 /// When it is something else.
 pub fn decode<T: sluice_proto::avro::Record>(record: &Record) -> Result<T> {
-    let datum = record.payload.get(PREFIX_BYTES..).context("shorter than the prefix")?;
+    let mut datum = record.payload.get(PREFIX_BYTES..).context("shorter than the prefix")?;
     let schema: &'static Schema = T::schema();
     let reader = GenericDatumReader::builder(schema).human_readable(false).build()?;
-    Ok(reader.read_deser(&mut &*datum)?)
+    let value = reader.read_deser(&mut datum)?;
+    anyhow::ensure!(datum.is_empty(), "{} bytes too many", datum.len());
+    Ok(value)
 }
 
 #[cfg(test)]
