@@ -12,10 +12,10 @@ use sluice_tests::traffic::Traffic;
 use sluice_tests::wait;
 
 const OUTAGE: Duration = Duration::from_secs(30);
-/// Beyond the outage, until the gateway has told how long it withheld credit.
+/// How much longer than the outage the test may take to notice that it is over.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Fewer events than are published in a second, so that credit is spent at once.
-const IN_FLIGHT: &str = "1000";
+const IN_FLIGHT: u32 = 1_000;
 const MAX_RSS_KIB: u64 = 256 * 1_024;
 
 /// Lets the broker go on when the test ends, however it ends.
@@ -50,7 +50,7 @@ fn rss_kib(pid: u32) -> Result<u64> {
 #[test]
 fn a_broker_that_pauses_costs_credit_and_nothing_else() {
     let options = Options {
-        gateway_env: vec![("SLUICE_MAX_IN_FLIGHT_EVENTS".to_owned(), IN_FLIGHT.to_owned())],
+        gateway_env: vec![("SLUICE_MAX_IN_FLIGHT_EVENTS".to_owned(), IN_FLIGHT.to_string())],
         ..Options::default()
     };
     on_own(options, async |stack| {
@@ -58,32 +58,33 @@ fn a_broker_that_pauses_costs_credit_and_nothing_else() {
         let url = stack.gateway_url();
         let mut traffic = Traffic::start(stack, &url, &url).await?;
         traffic.flows(500).await?;
-        let before_s = metric(stack, "sluice_gateway_credit_withheld_seconds_total").await?;
 
+        let accepted = async || metric(stack, "sluice_gateway_events_accepted_total").await;
         let (paused, since) = (Paused::new(broker)?, Instant::now());
+        let before = accepted().await?;
         wait::within(OUTAGE + PATIENCE, "the outage", async || {
             Ok((since.elapsed() > OUTAGE).then_some(()))
         })
         .await?;
+        // Of the tens of thousands that would have been published, the gateway took what credit there was.
+        let taken = accepted().await? - before;
+        ensure!(
+            taken <= f64::from(IN_FLIGHT),
+            "{taken} events were taken while nothing could be stored"
+        );
         assert_eq!(
             metric(stack, "sluice_gateway_sessions").await? as u32,
             1,
             "the stream is open"
         );
-        let gateway = stack.gateway()?.pid();
-        let rss_kib = rss_kib(gateway)?;
+        let rss_kib = rss_kib(stack.gateway()?.pid())?;
         ensure!(rss_kib < MAX_RSS_KIB, "the gateway has {rss_kib} KiB");
         drop(paused);
 
         traffic.flows(500).await?;
-        let withheld_s = metric(stack, "sluice_gateway_credit_withheld_seconds_total").await? - before_s;
-        ensure!(
-            withheld_s > OUTAGE.as_secs_f64() / 2.0,
-            "credit was withheld for {withheld_s} s only"
-        );
         let outcomes = traffic.finish(stack).await?;
         assert_eq!(outcomes.publish_sessions, 1, "the stream stayed open");
-        println!("{} payments, credit withheld for {withheld_s:.1} s", outcomes.payments);
+        println!("{} payments, {taken} of them taken in the outage", outcomes.payments);
         stack.must_run()
     });
 }
