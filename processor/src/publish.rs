@@ -28,8 +28,9 @@ pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much longer a transaction stays open where the safeguard `transaction-timeout` is taken out.
 const UNBOUNDED_TIMES: u32 = 10;
-/// How long one poll waits for deliveries.
-const DELIVERY_POLL: Duration = Duration::from_millis(1);
+/// How long the lane rests between two looks at its deliveries. Not in `poll`: rust-rdkafka waits there in whole
+/// milliseconds and spins for the rest, on a core that Kafka and Postgres need meanwhile.
+const DELIVERY_PAUSE: Duration = Duration::from_micros(500);
 
 /// Why a batch could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +173,8 @@ impl Publisher {
     ) -> Result<(), Error> {
         let started = Instant::now();
         while self.producer.in_flight_count() > 0 {
-            self.producer.poll(DELIVERY_POLL);
+            self.producer.poll(Duration::ZERO);
+            std::thread::park_timeout(DELIVERY_PAUSE);
         }
         self.meter(started.elapsed());
         self.send_offsets(ends, membership)
@@ -208,7 +210,8 @@ impl Publisher {
     pub(crate) fn abort(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + ABORT_TIMEOUT;
         while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
-            self.producer.poll(DELIVERY_POLL);
+            self.producer.poll(Duration::ZERO);
+            std::thread::park_timeout(DELIVERY_PAUSE);
         }
         self.producer
             .abort_transaction(ABORT_TIMEOUT)
