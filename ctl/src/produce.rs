@@ -11,6 +11,7 @@ use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
 use sluice_kafka::Config;
+use sluice_kafka::config::LINGER_MS;
 
 /// How long one poll waits for delivery reports.
 const POLL: Duration = Duration::from_millis(20);
@@ -51,7 +52,7 @@ impl ProducerContext for Reports {
 /// Writes records to a topic, acknowledged by all in-sync replicas, and gives their offsets in the same order.
 pub(crate) fn write(config: &Config, topic: &str, records: &[Record]) -> anyhow::Result<Vec<i64>> {
     let reports = Reports(Mutex::new(records.iter().map(|_| None).collect()));
-    let producer: BaseProducer<Reports> = config.idempotent_producer().create_with_context(reports)?;
+    let producer: BaseProducer<Reports> = config.idempotent_producer(LINGER_MS).create_with_context(reports)?;
     for (number, record) in records.iter().enumerate() {
         let mut outgoing = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, Box::new(number))
             .partition(record.partition)

@@ -8,6 +8,7 @@ use std::num::TryFromIntError;
 use std::sync::Arc;
 
 use sluice_kafka::admin::Admin;
+use sluice_kafka::config::BURST_LINGER_MS;
 use sluice_kafka::registry::Registry;
 use sluice_kafka::{Topics, error, patiently};
 use sluice_proto::avro::{EncodeError, Record};
@@ -124,7 +125,8 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
     let scanner = resume::Scanner::new(kafka.clone(), written.into(), partitions).map_err(Error::Consumer)?;
     Ok(Parts {
         encoders: Encoders::new(ids).map_err(Error::Schema)?,
-        publisher: Publisher::new(kafka.idempotent_producer(), routes, metrics.clone()).map_err(Error::Producer)?,
+        publisher: Publisher::new(kafka.idempotent_producer(BURST_LINGER_MS), routes, metrics.clone())
+            .map_err(Error::Producer)?,
         scanner,
         consumer: patiently(consume::Error::is_retriable, || {
             Consumer::build(source.clone(), metrics.clone())

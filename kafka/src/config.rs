@@ -8,12 +8,12 @@ use rdkafka::ClientConfig;
 
 use crate::error;
 
-/// How long the gateway's producer waits for more records of a partition before it sends a batch, in milliseconds. Five
-/// cost little of a 100 ms target and let 64-event batches of many streams share requests.
+/// How long a producer waits for more records of a partition before it sends a batch, in milliseconds. Five cost little of a
+/// 100 ms target and let 64-event batches of many streams share requests.
 pub const LINGER_MS: u32 = 5;
-/// The same in a transaction, in milliseconds. A lane produces its batch in one burst and then waits for it: anything
-/// more is added to every batch, and at zero librdkafka sends almost every record in a request of its own.
-pub const TRANSACTIONAL_LINGER_MS: u32 = 1;
+/// The same where records come in bursts, which are what is waited for: a lane's batches, and the gateway's. Anything more is
+/// added to every burst, and at zero librdkafka sends almost every record in a request of its own.
+pub const BURST_LINGER_MS: u32 = 1;
 /// Largest batch of one partition, in bytes before compression.
 pub const BATCH_BYTES: u32 = 1_000_000;
 /// Most records of one batch.
@@ -38,8 +38,9 @@ pub const RECONNECT_BACKOFF_MS: (u32, u32) = (50, 1_000);
 /// How soon a silent group member is declared dead, in milliseconds, unless the binary says otherwise. A killed lane's
 /// partitions rest for this long.
 pub const SESSION_TIMEOUT_MS: u32 = 6_000;
-/// Heartbeats per session timeout: three may be lost.
-pub const HEARTBEATS_PER_SESSION: u32 = 4;
+/// Heartbeats per session timeout. Many more than may be lost: a member learns of a rebalance from the answer to its next one,
+/// and the partitions of a member that left rest until then.
+pub const HEARTBEATS_PER_SESSION: u32 = 12;
 /// How long a group member may go without polling, in milliseconds. A takeover that replays a partition's history does
 /// not poll meanwhile.
 pub const MAX_POLL_INTERVAL_MS: u32 = 300_000;
@@ -136,9 +137,10 @@ impl Config {
         }
     }
 
-    /// The gateway's producer: idempotent, acknowledged by all in-sync replicas, compressed, with bounded queues.
-    pub fn idempotent_producer(&self) -> ClientConfig {
-        let mut config = self.producer(LINGER_MS);
+    /// A producer without transactions: idempotent, acknowledged by all in-sync replicas, compressed, with bounded queues.
+    /// `linger_ms` is [`LINGER_MS`] or [`BURST_LINGER_MS`].
+    pub fn idempotent_producer(&self, linger_ms: u32) -> ClientConfig {
+        let mut config = self.producer(linger_ms);
         config.set("message.timeout.ms", DELIVERY_TIMEOUT_MS.to_string());
         config.set("socket.timeout.ms", SOCKET_TIMEOUT_MS.to_string());
         self.with_extra(config)
@@ -152,7 +154,7 @@ impl Config {
     /// wait in steps of 100 ms.
     pub fn transactional_producer(&self, transactional_id: &str, transaction_timeout: Duration) -> ClientConfig {
         let timeout_ms = millis(transaction_timeout).max(MIN_TRANSACTION_TIMEOUT_MS);
-        let mut config = self.producer(TRANSACTIONAL_LINGER_MS);
+        let mut config = self.producer(BURST_LINGER_MS);
         config.set("transactional.id", transactional_id);
         config.set("transaction.timeout.ms", timeout_ms.to_string());
         config.set("message.timeout.ms", timeout_ms.to_string());
@@ -304,7 +306,7 @@ mod tests {
         let config = config();
         let session = Duration::from_millis(SESSION_TIMEOUT_MS.into());
         config
-            .idempotent_producer()
+            .idempotent_producer(LINGER_MS)
             .create::<BaseProducer>()
             .expect("idempotent");
         for timeout_ms in [0, 1_000, 10_000, 60_000] {
@@ -329,11 +331,15 @@ mod tests {
     fn extra_properties_reach_the_client_but_not_the_guarantees() {
         let config = with("linger.ms", "7");
         config.validate().expect("valid");
-        assert_eq!(config.idempotent_producer().get("linger.ms"), Some("7"));
+        assert_eq!(config.idempotent_producer(LINGER_MS).get("linger.ms"), Some("7"));
         for key in FIXED {
             let config = with(key, "nonsense");
             assert!(config.validate().is_err(), "{key}");
-            assert_ne!(config.idempotent_producer().get(key), Some("nonsense"), "{key}");
+            assert_ne!(
+                config.idempotent_producer(LINGER_MS).get(key),
+                Some("nonsense"),
+                "{key}"
+            );
             assert_ne!(
                 config.consumer("group", Duration::from_secs(6)).get(key),
                 Some("nonsense"),

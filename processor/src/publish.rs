@@ -1,4 +1,4 @@
-//! Owns the lane's transactional producer: decisions, dead letters, copies of late payments and of rule sets, and the
+//! Owns the lane's transactional producers: decisions, dead letters, copies of late payments and of rule sets, and the
 //! consumed offsets, all in one transaction.
 //!
 //! Comes after the batch is decided; its commit is the commit point of the whole batch. Calls block the lane's thread.
@@ -31,6 +31,9 @@ const UNBOUNDED_TIMES: u32 = 10;
 /// How long the lane rests between two looks at its deliveries. Not in `poll`: rust-rdkafka waits there in whole
 /// milliseconds and spins for the rest, on a core that Kafka and Postgres need meanwhile.
 const DELIVERY_PAUSE: Duration = Duration::from_micros(500);
+
+/// How many producers of a lane take turns.
+const PRODUCERS: usize = 2;
 
 /// Why a batch could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +80,13 @@ struct Metered {
     rule_sets: metrics::Producer,
 }
 
-/// The lane's producer.
+/// The lane's two producers, which take turns: for some 20 ms after a commit the broker is still at writing its markers and
+/// refuses the next transaction of the same producer, which then waits and asks again. A transaction begins only after the
+/// one before has committed, so the order is that of a single producer.
 pub(crate) struct Publisher {
-    producer: BaseProducer<Context>,
+    producers: [BaseProducer<Context>; PRODUCERS],
+    /// Whose turn it is.
+    turn: usize,
     topics: Topics,
     encoder: Encoder<Decision>,
     timeout: Timeout,
@@ -99,7 +106,7 @@ struct Sent {
 }
 
 impl Publisher {
-    /// A new producer, which fences every earlier one with this transactional id and ends what it left open.
+    /// New producers, which fence all earlier ones with this transactional id and end what they left open.
     pub(crate) fn new(
         config: &Config,
         transactional_id: &str,
@@ -119,17 +126,22 @@ impl Publisher {
         } else {
             UNBOUNDED_TIMES
         };
-        let mut config = config.transactional_producer(transactional_id, transaction_timeout * patience);
-        // Success is seen by the queue's getting empty, which costs no event for each record.
-        config.set("delivery.report.only.error", "true");
-        let context = Context {
-            errors: metrics.decisions.clone(),
-        };
-        let producer = BaseProducer::from_config_and_context(&config, context).map_err(error::Producer::Create)?;
         let timeout = Timeout::After(transaction_timeout);
-        producer.init_transactions(timeout).map_err(step("init_transactions"))?;
+        let create = |id: &str| {
+            let mut config = config.transactional_producer(id, transaction_timeout * patience);
+            // Success is seen by the queue's getting empty, which costs no event for each record.
+            config.set("delivery.report.only.error", "true");
+            let context = Context {
+                errors: metrics.decisions.clone(),
+            };
+            let producer = BaseProducer::from_config_and_context(&config, context).map_err(error::Producer::Create)?;
+            producer.init_transactions(timeout).map_err(step("init_transactions"))?;
+            Ok::<_, Error>(producer)
+        };
+        let producers = [create(transactional_id)?, create(&format!("{transactional_id}-2"))?];
         Ok(Self {
-            producer,
+            producers,
+            turn: 0,
             topics,
             encoder: Encoder::new(schema_id)?,
             timeout,
@@ -143,7 +155,7 @@ impl Publisher {
     /// Opens the transaction and hands it all that is written for a batch. Deliveries go on in the background.
     pub(crate) fn send(&mut self, outputs: &[Output<'_>]) -> Result<(), Error> {
         self.sent = Sent::default();
-        self.producer.begin_transaction().map_err(step("begin_transaction"))?;
+        self.producer().begin_transaction().map_err(step("begin_transaction"))?;
         for output in outputs {
             match &output.written {
                 Written::Decision(decision) => {
@@ -155,7 +167,7 @@ impl Publisher {
                 Written::RuleSet => self.send_rule_set(output.message)?,
                 Written::Letter { kind, error } => {
                     let with_headers = |own| letter_headers(output.message, *kind, error, own);
-                    send_original(&self.producer, &self.topics.dead_letters, output.message, with_headers)?;
+                    send_original(self.producer(), &self.topics.dead_letters, output.message, with_headers)?;
                     self.sent.dead_letters += 1;
                 }
             }
@@ -171,7 +183,7 @@ impl Publisher {
         membership: &ConsumerGroupMetadata,
     ) -> Result<(), Error> {
         let started = Instant::now();
-        while self.producer.in_flight_count() > 0 {
+        while self.producer().in_flight_count() > 0 {
             self.serve_deliveries();
         }
         self.meter(started.elapsed());
@@ -185,7 +197,7 @@ impl Publisher {
         offsets: &BTreeMap<i32, i64>,
         membership: &ConsumerGroupMetadata,
     ) -> Result<(), Error> {
-        self.producer.begin_transaction().map_err(step("begin_transaction"))?;
+        self.producer().begin_transaction().map_err(step("begin_transaction"))?;
         self.send_offsets(offsets, membership)?;
         self.abort()
     }
@@ -193,13 +205,14 @@ impl Publisher {
     /// The commit point.
     pub(crate) fn commit(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        self.producer
+        self.producer()
             .commit_transaction(self.timeout)
             .map_err(step("commit_transaction"))?;
         let took = started.elapsed();
         if took > DOUBTFUL_COMMIT {
             return Err(Error::Doubtful(took));
         }
+        self.pass_turn();
         Ok(())
     }
 
@@ -207,18 +220,27 @@ impl Publisher {
     /// expects somebody else to poll, and dropping records leaves a gap in their sequence that fails the next transaction.
     pub(crate) fn abort(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + ABORT_TIMEOUT;
-        while self.producer.in_flight_count() > 0 && Instant::now() < deadline {
+        while self.producer().in_flight_count() > 0 && Instant::now() < deadline {
             self.serve_deliveries();
         }
-        self.producer
+        self.producer()
             .abort_transaction(ABORT_TIMEOUT)
             .map_err(step("abort_transaction"))?;
+        self.pass_turn();
         Ok(())
+    }
+
+    fn producer(&self) -> &BaseProducer<Context> {
+        &self.producers[self.turn]
+    }
+
+    fn pass_turn(&mut self) {
+        self.turn = (self.turn + 1) % PRODUCERS;
     }
 
     /// Lets librdkafka report what was delivered, and rests.
     fn serve_deliveries(&self) {
-        self.producer.poll(Duration::ZERO);
+        self.producer().poll(Duration::ZERO);
         std::thread::park_timeout(DELIVERY_PAUSE);
     }
 
@@ -236,7 +258,7 @@ impl Publisher {
                 .add_partition_offset(&self.topics.payments, *partition, Offset::Offset(*end))
                 .map_err(Error::Offsets)?;
         }
-        self.producer
+        self.producer()
             .send_offsets_to_transaction(&offsets, membership, self.timeout)
             .map_err(step("send_offsets_to_transaction"))?;
         Ok(())
@@ -261,7 +283,7 @@ impl Publisher {
                 value: Some(traceparent),
             }));
         }
-        self.producer
+        self.producers[self.turn]
             .send(record)
             .map_err(|(error, _)| error::Producer::Refused(error))?;
         self.sent.decisions += 1;
@@ -270,7 +292,7 @@ impl Publisher {
 
     fn send_copy(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Error> {
         let with_headers = |own| if own { own_headers(message) } else { None }.unwrap_or_default();
-        send_original(&self.producer, &self.topics.late, message, with_headers)?;
+        send_original(self.producer(), &self.topics.late, message, with_headers)?;
         self.sent.late += 1;
         Ok(())
     }
@@ -282,7 +304,7 @@ impl Publisher {
             .partition(message.partition())
             .key(&key)
             .payload(message.payload().unwrap_or_default());
-        self.producer
+        self.producers[self.turn]
             .send(record)
             .map_err(|(error, _)| error::Producer::Refused(error))?;
         self.sent.rule_sets += 1;

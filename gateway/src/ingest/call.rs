@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::ack::Fate;
 use super::encode::Scratch;
-use super::publish::{Origin, Recipient};
+use super::publish::{Full, Origin, Recipient};
 use super::{Shared, decode};
 use crate::auth::Caller;
 use crate::quota::Due;
@@ -105,7 +105,7 @@ pub(crate) fn submit<T>(
             shared.metrics.accepted.inc();
             Ok((prepared, waiting))
         }
-        Err(refused) => Err(refused.failure.map_or_else(busy, |failure| *failure)),
+        Err(Full(_permit)) => Err(busy()),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod encode;
 pub mod fence;
 pub mod open;
 pub mod publish;
+mod pump;
 pub mod resume;
 pub mod sequence;
 pub mod session;

@@ -1,8 +1,8 @@
 //! Owns the last stage of an event: the idempotent producer that all sessions share, the headers of a record, and the
 //! delivery reports that tell what became of it.
 //!
-//! Comes after `encode`; the report goes to `ack` on librdkafka's thread. Sending consumes the event's permit, which the
-//! report gives back.
+//! Comes after `encode`; the record goes through `pump`, and its report goes to `ack` on librdkafka's thread. Sending consumes
+//! the event's permit, which the report gives back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::ack::{Fate, Settled, Settlements};
 use super::admit::Permit;
 use super::encode::{Kind, Record, Routes};
+use super::pump::Stage;
 use crate::metrics::Metrics;
 use crate::status::Failure;
 
@@ -68,17 +69,21 @@ pub struct Origin<'a> {
     pub traceparent: Option<&'a str>,
 }
 
-/// The event did not enter the producer's queue.
+/// The queue is full, which is no error: wait for reports and try again. Gives the permit back.
 #[derive(Debug)]
-pub struct Refused {
-    /// Gives the permit and the recipient back.
-    pub delivery: Box<Delivery>,
-    /// Why; `None` where the queue is full, which is no error: wait for reports and try again.
-    pub failure: Option<Box<Failure>>,
+pub struct Full(pub Permit);
+
+/// A record on its way to librdkafka.
+struct Staged {
+    key: Box<str>,
+    payload: Box<[u8]>,
+    headers: OwnedHeaders,
+    delivery: Box<Delivery>,
 }
 
 /// Delivery reports and errors of one producer.
 struct Reports {
+    stage: Arc<Stage<Staged>>,
     routes: Arc<Routes>,
     metrics: Metrics,
     /// A fatal error: this producer will never deliver anything again.
@@ -99,22 +104,24 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
         fail::pass("gateway.delivered");
-        let Delivery { to, permit, sent, kind } = *delivery;
-        let metrics = &self.routes.of(kind).metrics;
         let fate = match result {
             Ok(message) => {
-                metrics.delivered(sent.elapsed());
+                self.routes.of(delivery.kind).metrics.delivered(delivery.sent.elapsed());
                 Fate::Stored(pb::Position {
                     partition: message.partition(),
                     offset: message.offset(),
                 })
             }
-            Err((error, _)) => {
-                let failure = self.failed(kind, error::Producer::Undelivered(error.clone()));
-                self.metrics.rejected(failure.code());
-                Fate::Failed(Box::new(failure))
-            }
+            Err((error, _)) => self.lost(&delivery, error::Producer::Undelivered(error.clone())),
         };
+        delivery.settle(fate);
+        self.stage.reported();
+    }
+}
+
+impl Delivery {
+    fn settle(self, fate: Fate) {
+        let Self { to, permit, sent, .. } = self;
         match to {
             Recipient::Session { settlements, sequence } => settlements.settle(Settled {
                 sequence,
@@ -129,6 +136,12 @@ impl ProducerContext for Reports {
 }
 
 impl Reports {
+    fn lost(&self, delivery: &Delivery, error: error::Producer) -> Fate {
+        let failure = self.failed(delivery.kind, error);
+        self.metrics.rejected(failure.code());
+        Fate::Failed(Box::new(failure))
+    }
+
     /// What to tell the client: the error says whether a broker may have stored the event.
     fn failed(&self, kind: Kind, error: error::Producer) -> Failure {
         self.routes.of(kind).metrics.failed(&error);
@@ -150,8 +163,16 @@ impl Reports {
     }
 }
 
+/// A producer and the stage before it. The thread between them drops the producer, once everything staged is handed over.
 struct Generation {
-    producer: ThreadedProducer<Reports>,
+    producer: Arc<ThreadedProducer<Reports>>,
+    stage: Arc<Stage<Staged>>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.stage.close();
+    }
 }
 
 /// The producer of the gateway; replaced where it met a fatal error.
@@ -162,10 +183,18 @@ pub struct Publisher {
     current: RwLock<Arc<Generation>>,
 }
 
-/// The producer of now, for one batch.
+/// The producer of now, for one batch. What was sent goes to the producer when this is dropped.
 pub struct Sender<'a> {
     generation: Arc<Generation>,
     routes: &'a Routes,
+    room: usize,
+    sent: Vec<Staged>,
+}
+
+impl Drop for Sender<'_> {
+    fn drop(&mut self) {
+        self.generation.stage.put(&mut self.sent);
+    }
 }
 
 impl Publisher {
@@ -191,8 +220,10 @@ impl Publisher {
             generation = self.replace(generation);
         }
         Sender {
+            room: generation.stage.room(),
             generation,
             routes: &self.routes,
+            sent: Vec::new(),
         }
     }
 
@@ -210,7 +241,7 @@ impl Publisher {
                 *current = new.clone();
                 drop(current);
                 let retire = move || {
-                    if let Err(error) = broken.producer.flush(RETIRE_TIMEOUT) {
+                    if let Err(error) = broken.flush(RETIRE_TIMEOUT) {
                         tracing::warn!(%error, "events of the replaced producer are given up");
                     }
                 };
@@ -258,13 +289,21 @@ impl Publisher {
     /// [`error::Producer::Refused`] where the time was too short.
     pub fn flush(&self, timeout: Duration) -> Result<(), error::Producer> {
         let generation = self.current.read().clone();
-        generation.producer.flush(timeout).map_err(error::Producer::Refused)
+        generation.flush(timeout).map_err(error::Producer::Refused)
     }
 }
 
 impl Generation {
     fn is_broken(&self) -> bool {
         self.producer.client().context().broken.load(Ordering::Acquire)
+    }
+
+    fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
+        let deadline = Instant::now() + timeout;
+        if !self.stage.clear(deadline) {
+            return Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut));
+        }
+        self.producer.flush(deadline.saturating_duration_since(Instant::now()))
     }
 }
 
@@ -273,59 +312,86 @@ fn generation(
     routes: &Arc<Routes>,
     metrics: &Metrics,
 ) -> Result<Arc<Generation>, error::Producer> {
+    let stage = Arc::new(Stage::new());
     let reports = Reports {
+        stage: stage.clone(),
         routes: routes.clone(),
         metrics: metrics.clone(),
         broken: AtomicBool::new(false),
     };
     let producer = ThreadedProducer::from_config_and_context(config, reports).map_err(error::Producer::Create)?;
-    Ok(Arc::new(Generation { producer }))
+    let producer = Arc::new(producer);
+    let sending = producer.clone();
+    stage
+        .serve(move |staged| produce(&sending, staged))
+        .map_err(|error| error::Producer::Create(KafkaError::ClientCreation(error.to_string())))?;
+    Ok(Arc::new(Generation { producer, stage }))
+}
+
+/// Hands a record to librdkafka, which copies it. Says whether a report will follow; gives the record back where the queue
+/// is full.
+fn produce(producer: &ThreadedProducer<Reports>, staged: Staged) -> Result<bool, Staged> {
+    let Staged {
+        key,
+        payload,
+        headers,
+        delivery,
+    } = staged;
+    let reports = producer.client().context();
+    let message = BaseRecord::with_opaque_to(&reports.routes.of(delivery.kind).topic, delivery)
+        .key(&*key)
+        .payload(&*payload)
+        .headers(headers);
+    let Err((error, message)) = producer.send(message) else {
+        return Ok(true);
+    };
+    let (delivery, headers) = (message.delivery_opaque, message.headers.unwrap_or_default());
+    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+        return Err(Staged {
+            key,
+            payload,
+            headers,
+            delivery,
+        });
+    }
+    let fate = reports.lost(&delivery, error::Producer::Refused(error));
+    delivery.settle(fate);
+    Ok(false)
 }
 
 impl Sender<'_> {
-    /// Hands a record to the producer, which copies it. The permit comes back with the delivery report.
+    /// Takes a record for the producer. The permit comes back with the delivery report.
     ///
     /// # Errors
-    /// [`Refused`], with the permit.
+    /// [`Full`], with the permit.
     pub fn send(
-        &self,
+        &mut self,
         record: &Record<'_>,
         origin: &Origin<'_>,
         permit: Permit,
         to: Recipient,
         sent: Instant,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), Full> {
         fail::pass("gateway.producing");
-        let route = self.routes.of(record.kind);
+        if self.sent.len() >= self.room {
+            return Err(Full(permit));
+        }
         let sequence = match &to {
             Recipient::Session { sequence, .. } => Some(*sequence),
             Recipient::Call(_) => None,
         };
-        let delivery = Box::new(Delivery {
-            to,
-            permit,
-            sent,
-            kind: record.kind,
+        self.sent.push(Staged {
+            key: record.key.into(),
+            payload: record.payload.into(),
+            headers: record_headers(record, self.routes.of(record.kind).schema, origin, sequence),
+            delivery: Box::new(Delivery {
+                to,
+                permit,
+                sent,
+                kind: record.kind,
+            }),
         });
-        let message = BaseRecord::with_opaque_to(&route.topic, delivery)
-            .key(record.key)
-            .payload(record.payload)
-            .headers(record_headers(record, route.schema, origin, sequence));
-        self.generation.producer.send(message).map_err(|(error, message)| {
-            let delivery = message.delivery_opaque;
-            if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
-                return Refused {
-                    delivery,
-                    failure: None,
-                };
-            }
-            let reports = self.generation.producer.client().context();
-            let failure = reports.failed(record.kind, error::Producer::Refused(error));
-            Refused {
-                delivery,
-                failure: Some(Box::new(failure)),
-            }
-        })
+        Ok(())
     }
 }
 
@@ -425,6 +491,7 @@ mod tests {
     #[test]
     fn an_error_says_whether_the_event_may_be_stored() {
         let reports = Reports {
+            stage: Arc::new(Stage::new()),
             routes: Arc::new(Routes::new(
                 &sluice_kafka::Topics::new(""),
                 &sluice_kafka::Metrics::default(),

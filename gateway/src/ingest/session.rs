@@ -27,7 +27,7 @@ use super::admit::{Permit, Window};
 use super::controller::Seen;
 use super::encode::Scratch;
 use super::open::{self, Opened};
-use super::publish::{Origin, Recipient, Sender};
+use super::publish::{Full, Origin, Recipient, Sender};
 use super::sequence::Sequence;
 use super::token::Owner;
 use super::{Shared, decode, fence};
@@ -422,7 +422,7 @@ impl Session {
             return;
         }
         let shared = self.shared.clone();
-        let sender = shared.publisher.sender();
+        let mut sender = shared.publisher.sender();
         let now_us = (shared.clock)();
         let mut span = shared.tracer.start(
             "publish",
@@ -441,7 +441,7 @@ impl Session {
                 continue;
             }
             let permit = self.window.admit(event.len());
-            if let Err(permit) = self.hand_over(&sender, own.as_deref(), sequence, event, permit, (now, now_us)) {
+            if let Err(permit) = self.hand_over(&mut sender, own.as_deref(), sequence, event, permit, (now, now_us)) {
                 self.window.cancel(permit);
                 self.hold = Some((now + FULL_QUEUE_PAUSE, Withheld::Credit));
                 break;
@@ -460,7 +460,7 @@ impl Session {
     /// Takes one event through the stages. Gives the permit back where Kafka's queue is full.
     fn hand_over(
         &mut self,
-        sender: &Sender<'_>,
+        sender: &mut Sender<'_>,
         own_trace: Option<&str>,
         sequence: u64,
         event: &Bytes,
@@ -474,7 +474,7 @@ impl Session {
             let record = shared.encoders.encode(&event, tenant, &mut self.scratch);
             record.map_err(super::unencodable)
         });
-        let refusal = match record {
+        let failure = match record {
             Ok(record) => {
                 let origin = Origin {
                     tenant,
@@ -485,20 +485,16 @@ impl Session {
                     settlements: self.settlements.clone(),
                     sequence,
                 };
-                match sender.send(&record, &origin, permit, to, now.into_std()) {
+                return match sender.send(&record, &origin, permit, to, now.into_std()) {
                     Ok(()) => {
                         shared.metrics.accepted.inc();
-                        return Ok(());
+                        Ok(())
                     }
-                    Err(refused) => match refused.failure {
-                        None => return Err(refused.delivery.permit),
-                        Some(failure) => (refused.delivery.permit, failure),
-                    },
-                }
+                    Err(Full(permit)) => Err(permit),
+                };
             }
-            Err(failure) => (permit, Box::new(failure)),
+            Err(failure) => Box::new(failure),
         };
-        let (permit, failure) = refusal;
         shared.metrics.rejected(failure.code());
         self.settled.push(Settled {
             sequence,

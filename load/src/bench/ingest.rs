@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use hdrhistogram::Histogram;
+use sluice_kafka::config::LINGER_MS;
 use sluice_proto::event::PaymentRecord;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -58,7 +59,7 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
         bytes / records.len(),
         args.common.runs
     );
-    let plain = Plain::new(&installation)?;
+    let plain = Plain::new(&installation, LINGER_MS)?;
     let mut report = Report::default();
     for run in 0..=args.common.runs {
         let id = |way: &str| format!("{way}-{run}");

@@ -61,12 +61,16 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    pub(super) fn new(installation: &Installation) -> anyhow::Result<Self> {
+    /// `linger_ms` as in [`sluice_kafka::Config::idempotent_producer`].
+    pub(super) fn new(installation: &Installation, linger_ms: u32) -> anyhow::Result<Self> {
         let reports = Reports {
             started: Instant::now(),
             latency: Mutex::new((histogram(), 0)),
         };
-        let producer = installation.kafka.idempotent_producer().create_with_context(reports)?;
+        let producer = installation
+            .kafka
+            .idempotent_producer(linger_ms)
+            .create_with_context(reports)?;
         Ok(Self {
             producer: Arc::new(producer),
             topic: installation.topics.payments.clone(),

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use sluice_kafka::admin::committed;
-use sluice_kafka::config::Isolation;
+use sluice_kafka::config::{BURST_LINGER_MS, Isolation, LINGER_MS};
 use sluice_proto::avro::Decoder;
 use sluice_proto::decision::Decision;
 use sluice_proto::event::PaymentRecord;
@@ -29,6 +29,9 @@ pub(super) const GROUP: &str = "bench";
 const STALL: Duration = Duration::from_secs(60);
 pub(super) const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+/// How often payments that are due are sent, all in one burst, as the gateway sends them. Their time counts from when they were
+/// due all the same.
+const BURST_EVERY: Duration = Duration::from_millis(5);
 /// For how long payments come while another processor takes over, in seconds.
 const TAKEOVER_S: u32 = 8;
 
@@ -95,7 +98,7 @@ fn measure(
     )?;
     let (backlog, rest) = records.split_at(args.events as usize);
     let (steady, moving) = rest.split_at(steady as usize);
-    let plain = Plain::new(installation)?;
+    let plain = Plain::new(installation, LINGER_MS)?;
     let filled = plain.send_all(backlog)?;
     let progress = Progress::new(installation)?;
 
@@ -111,6 +114,7 @@ fn measure(
     };
     let mut processor = start("first")?;
     let drained = drain(&mut processor, &progress, i64::from(args.events), launched)?;
+    let plain = Plain::new(installation, BURST_LINGER_MS)?;
     let latency = decisions(installation, &plain, steady, args.rate, || Ok(()))?;
     let mut second = None;
     let moved = decisions(installation, &plain, moving, args.rate, || {
@@ -243,8 +247,12 @@ fn decisions(
     let started = Instant::now();
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| {
+            let mut tick = started;
             for (index, record) in records.iter().enumerate() {
-                until(started + intended(index));
+                while tick < started + intended(index) {
+                    tick += BURST_EVERY;
+                    until(tick);
+                }
                 plain.send(record, index)?;
             }
             anyhow::Ok(())

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
-use sluice_kafka::config::Isolation;
+use sluice_kafka::config::{Isolation, LINGER_MS};
 use sluice_proto::event::PaymentRecord;
 use tokio::runtime::Runtime;
 
@@ -29,7 +29,7 @@ pub(super) fn run(
     let id = fastrand::u32(..);
     let installation = Installation::create(parts, format!("bench-restore-{id:08x}."))?;
     let records = records::prepare(events, installation.schema_id::<PaymentRecord>()?)?;
-    Plain::new(&installation)?.send_all(&records)?;
+    Plain::new(&installation, LINGER_MS)?.send_all(&records)?;
     drop(records);
     commit_all(&installation)?;
     let database = runtime.block_on(Database::create(parts, format!("bench_restore_{id:08x}")))?;

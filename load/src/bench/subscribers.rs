@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use hdrhistogram::Histogram;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use sluice_kafka::config::LINGER_MS;
 use sluice_proto::avro::Encoder;
 use sluice_proto::decision::{Decision, Outcome};
 use sluice_proto::event::EventId;
@@ -221,7 +222,7 @@ struct Writer {
 
 impl Writer {
     fn new(installation: &Installation) -> anyhow::Result<Self> {
-        let producer: ThreadedProducer<_> = installation.kafka.idempotent_producer().create()?;
+        let producer: ThreadedProducer<_> = installation.kafka.idempotent_producer(LINGER_MS).create()?;
         let topic = installation.topics.decisions.clone();
         let metadata = producer.client().fetch_metadata(Some(&topic), FLUSH_TIMEOUT)?;
         let partitions = metadata

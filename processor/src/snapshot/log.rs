@@ -13,7 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
 use sluice_kafka::Config;
-use sluice_kafka::config::Isolation;
+use sluice_kafka::config::{Isolation, LINGER_MS};
 use sluice_kafka::{context, error};
 
 /// Bytes of an image in one record: well below what a broker takes by default, 1 MiB.
@@ -91,7 +91,8 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(config: &Config, topic: &str) -> Result<Self, error::Producer> {
-        let producer = BaseProducer::from_config_and_context(&config.idempotent_producer(), Reports::default());
+        let producer =
+            BaseProducer::from_config_and_context(&config.idempotent_producer(LINGER_MS), Reports::default());
         Ok(Self {
             producer: producer.map_err(error::Producer::Create)?,
             topic: topic.to_owned(),
