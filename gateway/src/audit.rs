@@ -1,51 +1,87 @@
-//! Owns the audit log: which principal opened which stream from where, and what was refused and why, one line of JSON each,
-//! appended to a file.
+//! Owns the audit log: which principal opened which stream from where, what was refused and why, and how streams ended that
+//! did not end well. One line of JSON each, appended to a file, to a topic, or to both.
 //!
 //! Comes around the services, inside of gRPC-Web; `auth` tells it the caller through the request's extensions. It never sees
-//! credentials or events. A thread of its own writes, so that no call waits for a disk.
+//! credentials or events. `write` is the thread that writes, so that no call waits for a disk; `read` gives the topic's lines
+//! to auditors.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::Path;
+pub mod read;
+mod write;
+
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use http_body_util::BodyExt as _;
 use prometheus_client::metrics::counter::Counter;
-use serde::Serialize;
-use tonic::Status;
+use serde::{Deserialize, Serialize};
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use crate::accept::Peer;
 use crate::auth::Caller;
+use crate::status::Failure;
+pub use write::Error;
+use write::Order;
 
 /// Lines that wait to be written; what does not fit is counted as lost.
 pub const QUEUE_LINES: usize = 8_192;
 
+/// The stream that publishes.
+pub const PUBLISH: &str = "/sluice.v1.IngestService/Publish";
 /// The calls that are streams, and so worth a line when they are opened; a unary call is, when it is refused.
-const STREAMS: [&str; 3] = [
-    "/sluice.v1.IngestService/Publish",
+const STREAMS: [&str; 4] = [
+    PUBLISH,
     "/sluice.v1.DecisionService/Subscribe",
     "/sluice.v1.DecisionService/Watch",
+    "/sluice.v1.AuditService/ReadAudit",
 ];
 /// What our services' calls begin with.
 const OURS: &str = "/sluice.v1.";
 
-#[derive(Debug, Serialize)]
+/// Where the log goes. With neither there is none.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// A file.
+    pub file: Option<PathBuf>,
+    /// A topic, with the installation's prefix, and how to reach it.
+    pub topic: Option<(String, sluice_kafka::Config)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Happened {
+    Opened,
+    Refused,
+    Ended,
+}
+
+impl Happened {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "opened",
+            Self::Refused => "refused",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 struct Line {
     time: String,
-    event: &'static str,
+    event: String,
     call: String,
+    gateway: String,
     peer: Option<String>,
-    tenant: Option<Arc<str>>,
-    principal: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    principal: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     code: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
@@ -61,62 +97,73 @@ impl Called {
     }
 }
 
-/// The audit log; without a file it writes nothing. As a layer, it goes around the services.
+/// The audit log. As a layer, it goes around the services.
 #[derive(Clone)]
 pub struct Audit {
-    lines: Option<SyncSender<Line>>,
+    orders: Option<SyncSender<Order>>,
+    gateway: Arc<str>,
     lost: Counter,
 }
 
 impl Audit {
-    /// Opens the file, at its end. It may be moved away and truncated by copying, but not replaced, while the gateway runs.
+    /// Opens the log, a file at its end. It may be moved away and truncated by copying, but not replaced, while the gateway
+    /// runs.
     ///
     /// # Errors
-    /// The operating system's.
-    pub fn open(path: Option<&Path>, lost: Counter) -> io::Result<Self> {
-        let Some(path) = path else {
-            return Ok(Self { lines: None, lost });
+    /// See [`Error`].
+    pub fn open(places: Places, gateway: &str, lost: Counter) -> Result<Self, Error> {
+        let mut audit = Self {
+            orders: None,
+            gateway: gateway.into(),
+            lost,
         };
-        let file = File::options().create(true).append(true).open(path)?;
-        let (lines, queue) = sync_channel(QUEUE_LINES);
-        let counted = lost.clone();
-        std::thread::Builder::new().name("audit".to_owned()).spawn(move || {
-            for line in queue {
-                if let Err(error) = append(&file, &line) {
-                    counted.inc();
-                    tracing::error!(%error, "the audit log cannot be written");
-                }
-            }
-        })?;
-        let lines = Some(lines);
-        Ok(Self { lines, lost })
+        if places.file.is_some() || places.topic.is_some() {
+            let (orders, queue) = sync_channel(QUEUE_LINES);
+            write::start(places, queue, audit.lost.clone())?;
+            audit.orders = Some(orders);
+        }
+        Ok(audit)
     }
 
-    fn tell(&self, call: &str, peer: Option<&Peer>, caller: Option<&Caller>, refused: Option<&Status>) {
-        let Some(lines) = &self.lines else { return };
-        if !call.starts_with(OURS) || (refused.is_none() && !STREAMS.contains(&call)) {
-            return;
+    /// Waits until everything so far is written, for up to `timeout`. Blocks.
+    pub fn flush(&self, timeout: Duration) {
+        let Some(orders) = &self.orders else { return };
+        let (done, written) = sync_channel(1);
+        if orders.send(Order::Flush(timeout, done)).is_err() || written.recv_timeout(timeout).is_err() {
+            tracing::warn!("the end of the audit log may be missing");
         }
+    }
+
+    /// Notes that an event on a publishing stream was refused because of who sent it.
+    pub fn denied(&self, caller: &Caller, failure: &Failure) {
+        let status = Status::from(failure.clone());
+        self.tell(Happened::Refused, PUBLISH, None, Some(caller), Some(&status));
+    }
+
+    fn tell(
+        &self,
+        happened: Happened,
+        call: &str,
+        peer: Option<&Peer>,
+        caller: Option<&Caller>,
+        status: Option<&Status>,
+    ) {
+        let Some(orders) = &self.orders else { return };
         let line = Line {
             time: prost_types::Timestamp::from(SystemTime::now()).to_string(),
-            event: if refused.is_some() { "refused" } else { "opened" },
+            event: happened.as_str().to_owned(),
             call: call.to_owned(),
+            gateway: self.gateway.to_string(),
             peer: peer.and_then(|peer| peer.address).map(|address| address.to_string()),
-            tenant: caller.map(|caller| caller.tenant.clone()),
-            principal: caller.map(|caller| caller.name.clone()),
-            code: refused.map(|status| format!("{:?}", status.code())),
-            reason: refused.map(|status| status.message().to_owned()),
+            tenant: caller.map(|caller| caller.tenant.to_string()),
+            principal: caller.map(|caller| caller.name.to_string()),
+            code: status.map(|status| format!("{:?}", status.code())),
+            reason: status.map(|status| status.message().to_owned()),
         };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(line) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = orders.try_send(Order::Write(line)) {
             self.lost.inc();
         }
     }
-}
-
-fn append(mut file: &File, line: &Line) -> io::Result<()> {
-    let mut text = serde_json::to_vec(line)?;
-    text.push(b'\n');
-    file.write_all(&text)
 }
 
 impl<S> Layer<S> for Audit {
@@ -149,7 +196,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if self.audit.lines.is_none() {
+        if self.audit.orders.is_none() || !request.uri().path().starts_with(OURS) {
             return Box::pin(self.inner.call(request));
         }
         let (audit, called) = (self.audit.clone(), Called::default());
@@ -160,9 +207,23 @@ where
         Box::pin(async move {
             let response = answer.await?;
             // A status in the headers is a refusal: what is served has its own in the trailers.
-            let refused = Status::from_header_map(response.headers());
-            audit.tell(&call, peer.as_ref(), called.0.get(), refused.as_ref());
-            Ok(response)
+            if let Some(refused) = Status::from_header_map(response.headers()) {
+                audit.tell(Happened::Refused, &call, peer.as_ref(), called.0.get(), Some(&refused));
+                return Ok(response);
+            }
+            if !STREAMS.contains(&call.as_str()) {
+                return Ok(response);
+            }
+            audit.tell(Happened::Opened, &call, peer.as_ref(), called.0.get(), None);
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let ended = frame.trailers_ref().and_then(Status::from_header_map);
+                    if let Some(status) = ended.filter(|status| status.code() != Code::Ok) {
+                        audit.tell(Happened::Ended, &call, peer.as_ref(), called.0.get(), Some(&status));
+                    }
+                    frame
+                }))
+            }))
         })
     }
 }

@@ -68,11 +68,13 @@ pub enum Role {
     Subscribe,
     /// Publish a payment and wait for its decision.
     Decide,
+    /// Read the tenant's part of the audit log.
+    Audit,
 }
 
 impl Role {
-    /// Every role: what a principal has unless its entry says otherwise.
-    pub const ALL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
+    /// What a principal has unless its entry says otherwise: everything but the audit log.
+    pub const USUAL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
 }
 
 impl fmt::Display for Role {
@@ -81,6 +83,7 @@ impl fmt::Display for Role {
             Self::Publish => "publish",
             Self::Subscribe => "subscribe",
             Self::Decide => "decide",
+            Self::Audit => "audit",
         })
     }
 }
@@ -94,6 +97,9 @@ pub struct Caller {
     pub name: Arc<str>,
     /// What it may do.
     pub roles: Arc<[Role]>,
+    /// The topics that it may publish to, without the installation's prefix, and that its events may name; `None` for
+    /// every topic of its events' types, and no other.
+    pub topics: Option<Arc<[String]>>,
     /// When its token expires; a key or a certificate has no such time here.
     pub expires: Option<SystemTime>,
     /// Cancelled when the principal is taken out of the file.
@@ -114,9 +120,28 @@ impl Caller {
         Err(failure.fact("role", role))
     }
 
+    /// Whether the caller may publish to a topic, which is named without the installation's prefix.
+    pub fn may_write(&self, topic: &str) -> bool {
+        let listed = |topics: &Arc<[String]>| topics.iter().any(|listed| listed == topic);
+        self.topics.as_ref().is_none_or(listed)
+    }
+
+    /// Whether both may do the same.
+    pub fn may_as(&self, other: &Self) -> bool {
+        self.roles == other.roles && self.topics == other.topics
+    }
+
     /// Whether both are the same principal, so that the one's credentials may follow the other's on a stream.
     pub fn is_same_as(&self, other: &Self) -> bool {
         self.tenant == other.tenant && self.name == other.name
+    }
+}
+
+#[cfg(test)]
+impl Caller {
+    /// Somebody of a tenant who may do everything.
+    pub(crate) fn of(tenant: &str) -> Self {
+        keys::caller(tenant, tenant, keys::May::default())
     }
 }
 

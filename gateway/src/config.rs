@@ -13,8 +13,9 @@ use sluice_kafka::options;
 use sluice_proto::bounds;
 use tonic::codegen::http::HeaderValue;
 
+use crate::audit;
 use crate::auth::{self, Auth};
-use crate::ingest::token;
+use crate::ingest::{route, token};
 use crate::privacy::{self, Privacy};
 use crate::quota::{self, Limits, Quotas, Rate};
 use crate::tls::{self, Tls};
@@ -63,9 +64,18 @@ pub struct Config {
     /// TOML file with what becomes of personal data; none: card numbers in texts are refused
     #[arg(long, env = "SLUICE_PRIVACY", value_name = "FILE")]
     pub privacy: Option<PathBuf>,
-    /// File that the audit log is appended to; none: no audit log
+    /// TOML file of the topics that events go to, and of further types of events; none: each type has its own topic
+    #[arg(long, env = "SLUICE_ROUTES", value_name = "FILE")]
+    pub routes: Option<PathBuf>,
+    /// Name of this gateway among the installation's, as every record that it stores and every line of its audit log has it
+    #[arg(long, env = "SLUICE_INSTANCE", default_value_t = options::host_name(), value_parser = instance)]
+    pub instance: String,
+    /// File that the audit log is appended to; none: no such file
     #[arg(long, env = "SLUICE_AUDIT_LOG", value_name = "FILE")]
     pub audit_log: Option<PathBuf>,
+    /// Topic that the audit log is written to, without the prefix, and that ReadAudit reads; none: no such topic
+    #[arg(long, env = "SLUICE_AUDIT_TOPIC", value_name = "TOPIC")]
+    pub audit_topic: Option<String>,
     /// Events that each tenant may publish, in events per second over all gateways
     #[arg(long, env = "SLUICE_QUOTA_EVENTS_PER_S", default_value = "1000000")]
     pub quota_events_per_s: NonZeroU32,
@@ -140,6 +150,12 @@ pub enum Error {
     /// What becomes of personal data.
     #[error(transparent)]
     Privacy(#[from] privacy::Error),
+    /// Where events go.
+    #[error(transparent)]
+    Routes(#[from] route::Error),
+    /// Events could be stored among the audit log's lines.
+    #[error("SLUICE_AUDIT_TOPIC: {0:?} is no name of a topic, or events are stored in it: give the audit log its own")]
+    AuditTopic(String),
     /// Everything that is sent could be read on the way.
     #[error(
         "listening on {0} without TLS: set SLUICE_TLS_CERT and SLUICE_TLS_KEY, or SLUICE_ALLOW_PLAINTEXT=true where \
@@ -160,12 +176,13 @@ impl Config {
     /// Checks everything that can be checked without the other parts.
     ///
     /// # Errors
-    /// [`Error::Kafka`], [`Error::Keys`], [`Error::Tokens`], [`Error::Quotas`].
+    /// See [`Error`].
     pub fn validate(&self) -> Result<(), Error> {
         self.kafka.config().validate()?;
         self.auth()?;
         self.tls()?;
         Privacy::load(self.privacy.as_deref())?;
+        self.table()?;
         self.signer()?;
         self.load_quotas()?;
         Ok(())
@@ -199,6 +216,32 @@ impl Config {
         Ok(Some(Tls::load(files)?))
     }
 
+    /// Where events go. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Routes`], [`Error::AuditTopic`].
+    pub fn table(&self) -> Result<route::Table, Error> {
+        let table = route::Table::load(self.routes.as_deref())?;
+        match &self.audit_topic {
+            Some(topic) if table.leads_to(topic) || route::may_be_written(topic).is_err() => {
+                Err(Error::AuditTopic(topic.clone()))
+            }
+            _ => Ok(table),
+        }
+    }
+
+    /// Where the audit log goes.
+    pub fn audit_places(&self) -> audit::Places {
+        let prefixed = |topic: &String| format!("{}{topic}", self.kafka.topic_prefix);
+        audit::Places {
+            file: self.audit_log.clone(),
+            topic: self
+                .audit_topic
+                .as_ref()
+                .map(|topic| (prefixed(topic), self.kafka.config())),
+        }
+    }
+
     /// The quotas of the file, with the options as the default.
     ///
     /// # Errors
@@ -227,6 +270,14 @@ impl Config {
     }
 }
 
+fn instance(name: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > options::MAX_INSTANCE_BYTES || !name.bytes().all(legal) {
+        return Err("1 to 100 of a-z A-Z 0-9 . _ -".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
 fn in_flight() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=i64::from(bounds::MAX_IN_FLIGHT_EVENTS))
 }
@@ -249,8 +300,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_refused() {
-        for args in [["--max-in-flight-events", "70000"], ["--listen", "here"]] {
+        for args in [
+            ["--max-in-flight-events", "70000"],
+            ["--listen", "here"],
+            ["--instance", "a/b"],
+        ] {
             assert!(load(&args).is_err(), "{args:?}");
+        }
+        for topic in ["payments", "metric-events", "a b"] {
+            let config = load(&["--audit-topic", topic]).expect("loads");
+            assert!(config.validate().is_err(), "{topic}");
         }
         assert!(load(&["--listen", "0.0.0.0:1"]).expect("loads").validate().is_err());
         assert!(

@@ -16,12 +16,14 @@ use sluice_proto::decision::Decision;
 use sluice_proto::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
 use sluice_proto::{pb, topics};
 
+use crate::audit;
 use crate::config::Config;
 use crate::decisions::consume::{self, Consumer};
 use crate::decisions::{Source, start};
-use crate::ingest::encode::{Encoders, Routes, SchemaIds};
+use crate::ingest::encode::{Encoders, SchemaIds};
 use crate::ingest::publish::Publisher;
 use crate::ingest::resume;
+use crate::ingest::route::{self, Routing};
 use crate::metrics::Metrics;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
@@ -50,6 +52,9 @@ pub enum Error {
     /// A schema of ours.
     #[error("schemas: {0}")]
     Schema(EncodeError),
+    /// The custom types of the routing table.
+    #[error(transparent)]
+    Routing(route::Error),
     /// The producer.
     #[error("kafka: {0}")]
     Producer(error::Producer),
@@ -63,6 +68,8 @@ pub enum Error {
 
 /// Everything that the start makes.
 pub struct Parts {
+    /// Where events go.
+    pub routing: Arc<Routing>,
     /// Events to records.
     pub encoders: Encoders,
     /// Records to Kafka.
@@ -77,13 +84,20 @@ pub struct Parts {
     pub lookup: start::Lookup,
     /// What GetSchema answers.
     pub schemas: BTreeMap<String, pb::GetSchemaResponse>,
+    /// How to read the audit log.
+    pub audit: Option<audit::read::Source>,
 }
 
 /// Makes all parts. Blocks, for up to a minute where a part does not answer.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: &Metrics) -> Result<Parts, Error> {
+pub fn connect(
+    config: &Config,
+    table: &route::Table,
+    kafka_metrics: &sluice_kafka::Metrics,
+    metrics: &Metrics,
+) -> Result<Parts, Error> {
     let kafka = config.kafka.config();
     let topics = Topics::new(&config.kafka.topic_prefix);
     let in_kafka = |cause| match cause {
@@ -101,11 +115,12 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         registry: &registry,
         schemas: &mut schemas,
     };
+    let [user_actions, system_events, metric_events] = table.own_topics(&config.kafka.topic_prefix);
     let ids = SchemaIds {
         payments: register.schema::<PaymentRecord>(&topics.payments)?,
-        user_actions: register.schema::<UserActionRecord>(&topics.user_actions)?,
-        system_events: register.schema::<SystemRecord>(&topics.system_events)?,
-        metric_events: register.schema::<MetricRecord>(&topics.metric_events)?,
+        user_actions: register.schema::<UserActionRecord>(&user_actions)?,
+        system_events: register.schema::<SystemRecord>(&system_events)?,
+        metric_events: register.schema::<MetricRecord>(&metric_events)?,
     };
     let source = Source {
         kafka: kafka.clone(),
@@ -115,18 +130,30 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         registry: registry.clone(),
         metrics: kafka_metrics.consumer(&topics.decisions),
     };
-    let routes = Routes::new(&topics, kafka_metrics);
-    let written = [
-        topics.payments.clone(),
-        topics.user_actions.clone(),
-        topics.system_events.clone(),
-        topics.metric_events.clone(),
-    ];
-    let scanner = resume::Scanner::new(kafka.clone(), written.into(), partitions).map_err(Error::Consumer)?;
+    let routing = Routing::new(table, &topics, &config.kafka.topic_prefix, kafka_metrics);
+    let routing = Arc::new(routing);
+    routing.learn(&registry).map_err(Error::Routing)?;
+    let written = routing.names();
+    let counts = admin.partitions_of(&written).map_err(in_kafka)?;
+    let written = written.into_iter().zip(counts).collect();
+    let audit = match config.audit_places().topic {
+        None => None,
+        Some((topic, _)) => {
+            let counts = admin.partitions_of(std::slice::from_ref(&topic)).map_err(in_kafka)?;
+            Some(audit::read::Source {
+                kafka: kafka.clone(),
+                topic,
+                partitions: counts.first().and_then(|count| i32::try_from(*count).ok()).unwrap_or(0),
+            })
+        }
+    };
+    let scanner = resume::Scanner::new(kafka.clone(), written).map_err(Error::Consumer)?;
+    let producer = kafka.idempotent_producer(BURST_LINGER_MS);
+    let publisher = Publisher::new(producer, routing.clone(), metrics.clone(), &config.instance);
     Ok(Parts {
         encoders: Encoders::new(ids).map_err(Error::Schema)?,
-        publisher: Publisher::new(kafka.idempotent_producer(BURST_LINGER_MS), routes, metrics.clone())
-            .map_err(Error::Producer)?,
+        publisher: publisher.map_err(Error::Producer)?,
+        routing,
         scanner,
         consumer: patiently(consume::Error::is_retriable, || {
             Consumer::build(source.clone(), metrics.clone())
@@ -135,6 +162,7 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         lookup: start::Lookup::new(source.clone()).map_err(Error::Consumer)?,
         source,
         schemas,
+        audit,
     })
 }
 

@@ -69,6 +69,10 @@ impl<S> Guarded<S> {
         if !fresh.is_same_as(&self.caller) {
             return Err(auth::refused("the fresh credentials are another principal's"));
         }
+        if !fresh.may_as(&self.caller) {
+            // The stream was opened for what the earlier ones allowed, and does not learn what the fresh ones do.
+            return Err(auth::refused("the fresh credentials have other roles or topics"));
+        }
         self.expiry = expiry(&fresh);
         self.revoked = waiting(&fresh.revoked);
         self.caller = fresh;

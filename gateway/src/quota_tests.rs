@@ -22,7 +22,8 @@ fn caller(tenant: &str, name: &str) -> Caller {
     Caller {
         tenant: tenant.into(),
         name: name.into(),
-        roles: Role::ALL.into(),
+        roles: Role::USUAL.into(),
+        topics: None,
         expires: None,
         revoked: CancellationToken::new(),
     }

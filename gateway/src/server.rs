@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use sluice_kafka::serve::AdminServer;
 use sluice_kafka::telemetry::Tracer;
 use sluice_proto::bounds::MAX_REQUEST_BYTES;
+use sluice_proto::pb::audit_service_server::AuditServiceServer;
 use sluice_proto::pb::decision_service_server::DecisionServiceServer;
 use sluice_proto::pb::ingest_service_server::IngestServiceServer;
 use sluice_proto::pb::schema_service_server::SchemaServiceServer;
@@ -31,19 +32,21 @@ use tower::util::MapResponseLayer;
 use tower_http::cors::CorsLayer;
 
 use crate::accept::Peer;
-use crate::audit::{Audit, Called};
+use crate::audit::{self, Audit, Called};
 use crate::auth::Auth;
 use crate::config::{self, Config};
 use crate::connect::{self, Parts, connect};
 use crate::decisions::consume::Consumer;
 use crate::health::Health;
 use crate::ingest::controller::{self, Controller};
+use crate::ingest::route;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::privacy::Privacy;
 use crate::quota::{FORGET_EVERY, Quotas, RELOAD_EVERY};
-use crate::service::{Decisions, Ingest, Schemas};
+use crate::service::{Auditing, Decisions, Ingest, Schemas};
 use crate::tls::Tls;
+use crate::vital::Vital;
 use crate::{accept, decisions, ingest, reload, status};
 
 /// Streams that one connection may have open.
@@ -67,6 +70,8 @@ pub const CORS_MAX_AGE: Duration = Duration::from_secs(3_600);
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 /// The part of it that is kept for the producer's last deliveries.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// The part of it that is kept for the last lines of the audit log.
+pub const AUDIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -92,8 +97,8 @@ pub enum Error {
     #[error("kafka: {0}")]
     Peers(#[from] sluice_kafka::error::Consumer),
     /// The audit log.
-    #[error("cannot write the audit log: {0}")]
-    Audit(io::Error),
+    #[error("the audit log: {0}")]
+    Audit(#[from] audit::Error),
     /// Kafka or the registry.
     #[error(transparent)]
     Connect(#[from] connect::Error),
@@ -117,6 +122,7 @@ pub struct Server {
     consumer: Consumer,
     peers: Peers,
     schemas: Schemas,
+    auditing: Auditing,
     draining: CancellationToken,
 }
 
@@ -131,6 +137,7 @@ impl Server {
         let auth = Arc::new(config.auth().map_err(config::Error::from)?);
         let tls = config.tls()?.map(Arc::new);
         let privacy = Privacy::load(config.privacy.as_deref()).map_err(config::Error::from)?;
+        let table = config.table()?;
         let signer = config.signer()?;
         let refused = |addr| move |source| Error::Listen { addr, source };
         let listener = accept::listen(config.listen, config.reuse_port).map_err(refused(config.listen))?;
@@ -138,13 +145,14 @@ impl Server {
         let mut registry = Registry::default();
         let kafka_metrics = sluice_kafka::Metrics::register(&mut registry);
         let metrics = Metrics::register(&mut registry);
-        let audit = Audit::open(config.audit_log.as_deref(), metrics.audit_lost.clone()).map_err(Error::Audit)?;
+        let audit = Audit::open(config.audit_places(), &config.instance, metrics.audit_lost.clone())?;
         let parts = {
             let (config, kafka_metrics, metrics) = (config.clone(), kafka_metrics.clone(), metrics.clone());
-            tokio::task::spawn_blocking(move || connect(&config, &kafka_metrics, &metrics))
+            tokio::task::spawn_blocking(move || connect(&config, &table, &kafka_metrics, &metrics))
         };
         let parts = parts.await.map_err(|error| Error::Serve(error.to_string()))??;
         let Parts {
+            routing,
             encoders,
             publisher,
             scanner,
@@ -152,6 +160,7 @@ impl Server {
             source,
             lookup,
             schemas,
+            audit: audit_source,
         } = parts;
         let quotas = Arc::new(config.load_quotas()?);
         let peers = Peers::join(
@@ -162,7 +171,9 @@ impl Server {
         )?;
         let draining = CancellationToken::new();
         let ingest = ingest::Shared {
+            audit: audit.clone(),
             privacy,
+            routing,
             encoders,
             publisher,
             quotas,
@@ -207,6 +218,7 @@ impl Server {
             consumer,
             peers,
             schemas: Schemas(schemas),
+            auditing: Auditing(audit::read::Reader::new(audit_source, draining.clone())),
             draining,
         })
     }
@@ -227,11 +239,17 @@ impl Server {
         let following = tokio::spawn(health.follow(draining.clone()));
         let decision_loop = {
             let (consumer, stop) = (self.consumer, stop.clone());
-            tokio::task::spawn_blocking(move || consumer.run(&stop))
+            tokio::task::spawn_blocking(move || {
+                let _vital = Vital::part("the decision loop");
+                consumer.run(&stop);
+            })
         };
         let counting = {
             let (peers, stop) = (self.peers, stop.clone());
-            tokio::task::spawn_blocking(move || peers.run(&stop))
+            tokio::task::spawn_blocking(move || {
+                let _vital = Vital::part("the count of gateways");
+                peers.run(&stop);
+            })
         };
         let readiness = health.readiness(draining.clone());
         let admin = tokio::spawn(
@@ -241,13 +259,18 @@ impl Server {
         let quotas = tokio::spawn(tend(ingest.quotas.clone()));
         let steering = tokio::spawn(steer(ingest.clone()));
         let connections = ingest.metrics.connections.clone();
+        let learning = {
+            let registry = sluice_kafka::registry::Registry::with_patience(&self.config.registry, Duration::ZERO);
+            tokio::spawn(route::follow(ingest.routing.clone(), Arc::new(registry), stop.clone()))
+        };
         let reloading = tokio::spawn(reload::run(self.auth.clone(), self.tls.clone(), stop.clone()));
         let accepted = accept::connections(self.listener, self.config.max_connections, connections, self.tls);
+        let audit = self.audit.clone();
         let serving = http2(&self.config, self.audit)
             .add_routes(routes(
                 open,
                 self.auth,
-                self.schemas,
+                (self.schemas, self.auditing),
                 self.ingest,
                 self.decisions,
                 &tasks,
@@ -268,13 +291,18 @@ impl Server {
             result = tokio::select! {
                 (served, ()) = async { tokio::join!(&mut serving, tasks.wait()) } => Some(served),
                 _ = signals.recv() => None,
-                () = tokio::time::sleep_until(deadline - FLUSH_TIMEOUT) => None,
+                () = tokio::time::sleep_until(deadline - FLUSH_TIMEOUT - AUDIT_FLUSH_TIMEOUT) => None,
             };
             if result.is_none() {
                 tracing::warn!(sessions = tasks.len(), "not everything was drained");
             }
         }
-        let flushed = tokio::task::spawn_blocking(move || ingest.publisher.flush(FLUSH_TIMEOUT)).await;
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = ingest.publisher.flush(FLUSH_TIMEOUT);
+            audit.flush(AUDIT_FLUSH_TIMEOUT);
+            flushed
+        })
+        .await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "events were not delivered");
         }
@@ -287,6 +315,7 @@ impl Server {
             admin.await.err(),
             following.await.err(),
             reloading.await.err(),
+            learning.await.err(),
         ]
         .into_iter()
         .flatten()
@@ -347,7 +376,7 @@ fn cors(config: &Config) -> CorsLayer {
 fn routes(
     open: Routes,
     auth: Arc<Auth>,
-    schemas: Schemas,
+    (schemas, auditing): (Schemas, Auditing),
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     tasks: &TaskTracker,
@@ -385,7 +414,11 @@ fn routes(
     let schemas = SchemaServiceServer::new(schemas);
     open.add_service(InterceptedService::new(ingest, authenticated.clone()))
         .add_service(InterceptedService::new(decisions, authenticated.clone()))
-        .add_service(InterceptedService::new(schemas, authenticated))
+        .add_service(InterceptedService::new(schemas, authenticated.clone()))
+        .add_service(InterceptedService::new(
+            AuditServiceServer::new(auditing),
+            authenticated,
+        ))
 }
 
 /// Lets the controller set the window, for ever.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
 use sluice_kafka::telemetry;
+use sluice_proto::pb::audit_service_server::AuditService;
 use sluice_proto::pb::decision_service_server::DecisionService;
 use sluice_proto::pb::ingest_service_server::IngestService;
 use sluice_proto::pb::schema_service_server::SchemaService;
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::audit::read::Reader;
 use crate::auth::{Auth, Caller, Role};
 use crate::decide;
 use crate::decisions::subscribe::{self, Flow};
@@ -50,6 +52,9 @@ pub struct Decisions {
 
 /// Tells the schemas, by the registry's subject.
 pub struct Schemas(pub BTreeMap<String, pb::GetSchemaResponse>);
+
+/// Gives the audit log to auditors.
+pub struct Auditing(pub Reader);
 
 /// Who calls, and may do so.
 fn caller<T>(request: &Request<T>, role: Role) -> Result<Caller, Failure> {
@@ -175,6 +180,25 @@ impl SchemaService for Schemas {
             .fact("known", known.join(" "))
         })?;
         Ok(Response::new(schema))
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for Auditing {
+    type ReadAuditStream = ReceiverStream<Result<pb::ReadAuditResponse, Status>>;
+
+    async fn read_audit(
+        &self,
+        request: Request<pb::ReadAuditRequest>,
+    ) -> Result<Response<Self::ReadAuditStream>, Status> {
+        let caller = caller(&request, Role::Audit)?;
+        let since = request.into_inner().since.unwrap_or_default();
+        // Kafka counts in milliseconds; whoever asks for a time before 1970 asks for everything.
+        let since_ms = since
+            .seconds
+            .saturating_mul(1_000)
+            .saturating_add(i64::from(since.nanos) / 1_000_000);
+        Ok(Response::new(self.0.entries(&caller, since_ms.max(0))?))
     }
 }
 

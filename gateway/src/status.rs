@@ -27,7 +27,7 @@ pub struct Failure {
     code: ErrorCode,
     /// Where the usual gRPC code of the error code would mislead.
     grpc: Option<Code>,
-    field: &'static str,
+    field: Box<str>,
     reason: Cow<'static, str>,
     remedy: &'static str,
     retry_after: Option<Duration>,
@@ -41,7 +41,7 @@ impl Failure {
         Self {
             code,
             grpc: None,
-            field: "",
+            field: Box::default(),
             reason: reason.into(),
             remedy,
             retry_after: None,
@@ -51,8 +51,8 @@ impl Failure {
     }
 
     /// Names the field at fault.
-    pub fn field(mut self, field: &'static str) -> Self {
-        self.field = field;
+    pub fn field(mut self, field: impl Into<Box<str>>) -> Self {
+        self.field = field.into();
         self
     }
 
@@ -96,7 +96,7 @@ impl Failure {
         let facts = error_code::facts(self.code);
         EventError {
             code: self.code.into(),
-            field: self.field.to_owned(),
+            field: self.field.into(),
             reason: self.reason.into_owned(),
             remedy: self.remedy.to_owned(),
             retriable: facts.retriable,
@@ -159,8 +159,9 @@ impl From<Failure> for Status {
             failure.reason.into_owned()
         } else {
             let description = format!("{}; {}", failure.reason, failure.remedy);
+            let reason = format!("{} {}", failure.field, failure.reason);
             details.add_bad_request_violation(failure.field, description);
-            format!("{} {}", failure.field, failure.reason)
+            reason
         };
         if let Some(wait) = failure.retry_after {
             details.set_retry_info(Some(wait));

@@ -198,6 +198,25 @@ impl Admin {
         result
     }
 
+    /// The number of partitions of each of these topics, which are an installation's own beside [`Topics`]. Blocks; what is
+    /// missing is waited for, as long as [`crate::PATIENCE`].
+    ///
+    /// # Errors
+    /// [`error::Admin::NoTopic`], [`error::Admin::NoBroker`], [`error::Admin::Operation`].
+    pub fn partitions_of(&self, topics: &[String]) -> Result<Vec<usize>, error::Admin> {
+        let may_pass = |cause: &error::Admin| matches!(cause, error::Admin::NoTopic(_)) || cause.is_retriable();
+        patiently(may_pass, || {
+            let found = self.describe()?;
+            let count = |name: &String| {
+                let topic = found.iter().find(|topic| topic.name == *name);
+                topic
+                    .map(|topic| topic.partitions)
+                    .ok_or_else(|| error::Admin::NoTopic(name.clone()))
+            };
+            topics.iter().map(count).collect()
+        })
+    }
+
     fn check(&self, topics: &Topics, wanted: Option<u16>) -> Result<usize, error::Admin> {
         let existing = self.partition_counts(topics)?;
         let mut wanted = wanted.map(usize::from);

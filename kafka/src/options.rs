@@ -14,6 +14,9 @@ use crate::Config;
 /// Options that say where to look or what to do, and make no sense in the file.
 const NOT_IN_FILE: [&str; 2] = ["config", "check_config"];
 
+/// Longest name of an instance, in bytes.
+pub const MAX_INSTANCE_BYTES: usize = 100;
+
 /// How to reach Kafka.
 #[derive(Clone, Debug, Args)]
 pub struct Kafka {
@@ -58,6 +61,18 @@ fn property(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
         _ => Err("expected NAME=VALUE".to_owned()),
     }
+}
+
+/// The host's name, made fit for a transactional id and a header: what an instance is called unless it is told.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let legal: String = name
+        .trim()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        .take(MAX_INSTANCE_BYTES)
+        .collect();
+    if legal.is_empty() { "local".to_owned() } else { legal }
 }
 
 /// Why a server's options cannot be used.

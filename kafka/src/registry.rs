@@ -179,6 +179,17 @@ impl Registry {
         self.get(&format!("{}/subjects/{subject}/versions/latest", self.base))
     }
 
+    /// The versions of a subject that are newer than a given one, 0 for all; never cached.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] where there is no such subject.
+    pub fn versions_after(&self, subject: &str, newest: u32) -> Result<Vec<Version>, Error> {
+        let url = format!("{}/subjects/{subject}/versions", self.base);
+        let numbers: Vec<u32> = self.get(&url)?;
+        let newer = numbers.into_iter().filter(|number| *number > newest);
+        newer.map(|number| self.get(&format!("{url}/{number}"))).collect()
+    }
+
     fn get<T: for<'de> Deserialize<'de>>(&self, url: &str) -> Result<T, Error> {
         self.ask(url, || self.agent.get(url).header("Accept", CONTENT_TYPE).call())
     }

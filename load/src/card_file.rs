@@ -154,6 +154,7 @@ impl Row {
                 event_id: id.to_string(),
                 occurred_at: Some(timestamp(occurred_at)),
                 payload: Some(pb::event::Payload::Payment(payment)),
+                ..pb::Event::default()
             },
             injected: None,
         }

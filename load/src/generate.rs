@@ -297,6 +297,7 @@ impl Generator {
                     device_id: format!("dev-{:012x}", device & 0xffff_ffff_ffff),
                     location: None,
                 })),
+                ..pb::Event::default()
             },
             injected,
         };

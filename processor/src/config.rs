@@ -50,7 +50,7 @@ pub struct Config {
     pub group: String,
     /// Name of this process among the processors of the group. It must outlive a restart, because by it the new process
     /// fences what the old one left open; two processes that run at once must not share it.
-    #[arg(long, env = "SLUICE_INSTANCE", default_value_t = host_name())]
+    #[arg(long, env = "SLUICE_INSTANCE", default_value_t = options::host_name())]
     pub instance: String,
     /// Number of lanes: threads, each with a consumer, a transactional producer and a Postgres connection.
     #[arg(long, env = "SLUICE_LANES", default_value_t = 2)]
@@ -232,18 +232,6 @@ impl Config {
         })?;
         Ok(Arc::new(rules))
     }
-}
-
-/// The host's name, made fit for a transactional id.
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let legal: String = name
-        .trim()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-        .take(100)
-        .collect();
-    if legal.is_empty() { "local".to_owned() } else { legal }
 }
 
 #[cfg(test)]

@@ -18,6 +18,12 @@ pub const MAX_MESSAGE_BYTES: usize = 4_096;
 pub const MAX_ATTRIBUTES: usize = 32;
 /// Longest attribute, key and value together, in bytes.
 pub const MAX_ATTRIBUTE_BYTES: usize = 1_024;
+/// Longest name of an event type that the routing table defines, in bytes.
+pub const MAX_TYPE_BYTES: usize = 64;
+/// Longest name of a topic, by Kafka's own rule, in bytes.
+pub const MAX_TOPIC_BYTES: usize = 249;
+/// Deepest nesting of a record of a custom type.
+pub const MAX_CUSTOM_DEPTH: usize = 32;
 /// Largest encoded event, in bytes.
 pub const MAX_EVENT_BYTES: usize = 64 * 1_024;
 /// Most events in one batch.

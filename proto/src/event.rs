@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
 
+use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
@@ -180,6 +181,21 @@ pub struct MetricRecord {
     pub attributes: BTreeMap<String, String>,
 }
 
+/// An event of a custom type, which is stored as it came: only what is around the record is checked here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CustomRecord {
+    /// Its identity.
+    pub event_id: EventId,
+    /// When it happened, in microseconds since the Unix epoch.
+    pub occurred_at: i64,
+    /// The type's name in the routing table.
+    pub type_name: String,
+    /// What it is about.
+    pub subject: String,
+    /// The record in the registry's wire format.
+    pub record: Bytes,
+}
+
 /// An event that was checked, ready to be stored.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Checked {
@@ -191,6 +207,8 @@ pub enum Checked {
     System(SystemRecord),
     /// A metric.
     Metric(MetricRecord),
+    /// Of a type that the routing table defines.
+    Custom(CustomRecord),
 }
 
 impl Checked {
@@ -201,6 +219,7 @@ impl Checked {
             Self::UserAction(record) => record.event_id,
             Self::System(record) => record.event_id,
             Self::Metric(record) => record.event_id,
+            Self::Custom(record) => record.event_id,
         }
     }
 
@@ -211,6 +230,7 @@ impl Checked {
             Self::UserAction(record) => &record.user_id,
             Self::System(record) => &record.source,
             Self::Metric(record) => &record.name,
+            Self::Custom(record) => &record.subject,
         }
     }
 }

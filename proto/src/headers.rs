@@ -14,6 +14,12 @@ pub const SEQUENCE: &str = "sequence";
 pub const TRACEPARENT: &str = "traceparent";
 /// Name of the Avro schema, for consumers that route by it.
 pub const SCHEMA: &str = "schema";
+/// When the gateway took the event in, in microseconds since the Unix epoch, as decimal text.
+pub const RECEIVED_AT: &str = "received-at";
+/// The gateway that took the event in: its version and its instance, with a slash between them.
+pub const GATEWAY: &str = "gateway";
+/// On an event of a custom type: when it happened, in microseconds since the Unix epoch, as decimal text.
+pub const OCCURRED_AT: &str = "occurred-at";
 
 /// On a record of the payments topic that is no payment: what it is instead. The gateway never writes it.
 pub const CONTROL: &str = "sluice-record";

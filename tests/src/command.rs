@@ -9,8 +9,9 @@ use crate::servers;
 
 /// With this code an example says that its toolchain is missing.
 const SKIPPED: i32 = 77;
-/// A fixed version, because what is newest changes.
+/// Fixed versions, because what is newest changes.
 const GRPCURL: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4";
+const GHZ: &str = "github.com/bojand/ghz/cmd/ghz@v0.121.0";
 
 /// Whether the search path has a program.
 pub fn installed(program: &str) -> bool {
@@ -80,8 +81,20 @@ pub async fn succeed_or_skip(what: &str, command: Command) -> Result<Option<Stri
 /// # Errors
 /// When it cannot be installed.
 pub async fn grpcurl() -> Result<Option<PathBuf>> {
+    go_program("grpcurl", GRPCURL).await
+}
+
+/// ghz, in the same way.
+///
+/// # Errors
+/// When it cannot be installed.
+pub async fn ghz() -> Result<Option<PathBuf>> {
+    go_program("ghz", GHZ).await
+}
+
+async fn go_program(name: &str, package: &str) -> Result<Option<PathBuf>> {
     let directory = cache().join("bin");
-    let program = directory.join("grpcurl");
+    let program = directory.join(name);
     if program.is_file() {
         return Ok(Some(program));
     }
@@ -90,7 +103,7 @@ pub async fn grpcurl() -> Result<Option<PathBuf>> {
     }
     let mut install = Command::new("go");
     install
-        .args(["install", GRPCURL])
+        .args(["install", package])
         .env("GOBIN", &directory)
         .env("GOFLAGS", "-mod=mod");
     succeed(install).await?;

@@ -1,5 +1,6 @@
 //! Credentials for tests: hashes of keys, certificates of an authority of one's own, signed tokens.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::wait;
@@ -155,6 +159,88 @@ impl Signer {
         header.kid = Some(self.id.to_owned());
         Ok(encode(&header, claims, &self.key)?)
     }
+}
+
+/// An issuer's page of public keys, which change.
+pub struct KeyPage {
+    /// Where it is.
+    pub url: String,
+    body: watch::Sender<Option<String>>,
+    asked: watch::Receiver<u64>,
+}
+
+impl KeyPage {
+    /// Serves a set of keys until it is dropped.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn serve(jwks: String) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let url = format!("http://{}/jwks.json", listener.local_addr()?);
+        let (body, current) = watch::channel(Some(jwks));
+        let (count, asked) = watch::channel(0);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                let mut buffer = [0; 1_024];
+                // The request has no body.
+                while !request.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut buffer).await {
+                        Ok(read @ 1..) => request.extend_from_slice(&buffer[..read]),
+                        _ => break,
+                    }
+                }
+                let body = current.borrow().clone();
+                let status = if body.is_some() {
+                    "200 OK"
+                } else {
+                    "503 Service Unavailable"
+                };
+                let body = body.unwrap_or_default();
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                // Who asked may be gone, and asks again.
+                drop(stream.write_all(answer.as_bytes()).await);
+                count.send_modify(|count| *count += 1);
+            }
+        });
+        Ok(Self { url, body, asked })
+    }
+
+    /// Puts another set in its place, or an error where there is none.
+    pub fn change(&self, jwks: Option<String>) {
+        self.body.send_replace(jwks);
+    }
+
+    /// Waits until it was asked once more, and has answered.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn asked_again(&mut self) -> Result<()> {
+        let before = *self.asked.borrow_and_update();
+        let again = self.asked.wait_for(|count| *count > before);
+        wait::soon("the page is asked", again).await?.map(drop)?;
+        Ok(())
+    }
+}
+
+/// A token that nobody signed, and one that is signed with what is public, as if that were a shared secret.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn forged(kid: &str, public: &str, claims: &Value) -> Result<[String; 2]> {
+    let text = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let unsigned = format!(
+        "{}.{}.",
+        text(&json!({"alg": "none", "typ": "JWT", "kid": kid})),
+        text(claims)
+    );
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some(kid.to_owned());
+    let confused = encode(&header, claims, &EncodingKey::from_secret(public.as_bytes()))?;
+    Ok([unsigned, confused])
 }
 
 /// The time in so many seconds, as claims have it.

@@ -25,6 +25,7 @@ pub fn payment(account: &str) -> pb::Event {
             device_id: "device-1".to_owned(),
             location: None,
         })),
+        ..pb::Event::default()
     }
 }
 

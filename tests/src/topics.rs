@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -126,6 +126,22 @@ fn record(message: &impl Message) -> Record {
             .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
             .collect(),
     }
+}
+
+/// Makes a topic that is not one of the installation's usual ones, with as many partitions.
+///
+/// # Errors
+/// When Kafka refuses.
+pub async fn create(stack: &Stack, topic: &str) -> Result<()> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+        .set("bootstrap.servers", &stack.servers().kafka)
+        .create()?;
+    let name = stack.topic(topic);
+    let new = NewTopic::new(&name, stack.partitions(), TopicReplication::Fixed(1));
+    for made in admin.create_topics([&new], &AdminOptions::new()).await? {
+        made.map_err(|(topic, code)| anyhow::anyhow!("{topic}: {code}"))?;
+    }
+    Ok(())
 }
 
 /// Writes a record straight to the payments topic, as anybody with access to Kafka can. Returns its partition and offset.

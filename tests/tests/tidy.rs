@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use sluice_tests::servers;
 
 const MAX_LINES: usize = 600;
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 9] = [
     "proto",
     "kafka",
     "gateway",
+    "gateway/fuzz",
     "processor",
     "load",
     "ctl",

@@ -152,6 +152,9 @@ type Event struct {
 	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	// When it happened, by the client's clock. At most 15 minutes ahead of the gateway's clock, at most 10 years old.
 	OccurredAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
+	// The topic to store the event in, without the installation's prefix, for callers whose credentials list it. Empty for
+	// the topic of its type. Payments are decided in their own topic, and cannot go elsewhere.
+	Topic string `protobuf:"bytes,3,opt,name=topic,proto3" json:"topic,omitempty"`
 	// What happened. Exactly one must be set.
 	//
 	// Types that are valid to be assigned to Payload:
@@ -160,6 +163,7 @@ type Event struct {
 	//	*Event_UserAction
 	//	*Event_System
 	//	*Event_Metric
+	//	*Event_Custom
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -209,6 +213,13 @@ func (x *Event) GetOccurredAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Event) GetTopic() string {
+	if x != nil {
+		return x.Topic
+	}
+	return ""
+}
+
 func (x *Event) GetPayload() isEvent_Payload {
 	if x != nil {
 		return x.Payload
@@ -252,6 +263,15 @@ func (x *Event) GetMetric() *MetricEvent {
 	return nil
 }
 
+func (x *Event) GetCustom() *CustomEvent {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_Custom); ok {
+			return x.Custom
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -276,6 +296,11 @@ type Event_Metric struct {
 	Metric *MetricEvent `protobuf:"bytes,13,opt,name=metric,proto3,oneof"`
 }
 
+type Event_Custom struct {
+	// Something of a type that the gateway's operator has defined; stored, not decided.
+	Custom *CustomEvent `protobuf:"bytes,14,opt,name=custom,proto3,oneof"`
+}
+
 func (*Event_Payment) isEvent_Payload() {}
 
 func (*Event_UserAction) isEvent_Payload() {}
@@ -283,6 +308,8 @@ func (*Event_UserAction) isEvent_Payload() {}
 func (*Event_System) isEvent_Payload() {}
 
 func (*Event_Metric) isEvent_Payload() {}
+
+func (*Event_Custom) isEvent_Payload() {}
 
 // A payment to be decided.
 type PaymentEvent struct {
@@ -695,21 +722,90 @@ func (x *MetricEvent) GetAttributes() map[string]string {
 	return nil
 }
 
+// An event of a type that this contract does not know: its schema is in the schema registry, and the gateway's routing
+// table names it.
+type CustomEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The type's name in the routing table.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// What it is about: 1 to 128 bytes of visible ASCII. Events of one subject keep their order.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// An Avro record as a registry's serializer writes it: a zero byte, the schema's id (4 bytes, big-endian), the datum. The
+	// schema must be a version of the type's registry subject. It is stored as it is; event_id, tenant and occurred_at become
+	// headers.
+	Record        []byte `protobuf:"bytes,3,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CustomEvent) Reset() {
+	*x = CustomEvent{}
+	mi := &file_sluice_v1_event_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CustomEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CustomEvent) ProtoMessage() {}
+
+func (x *CustomEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_v1_event_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CustomEvent.ProtoReflect.Descriptor instead.
+func (*CustomEvent) Descriptor() ([]byte, []int) {
+	return file_sluice_v1_event_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CustomEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *CustomEvent) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *CustomEvent) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
 var File_sluice_v1_event_proto protoreflect.FileDescriptor
 
 const file_sluice_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x15sluice/v1/event.proto\x12\tsluice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xc2\x02\n" +
+	"\x15sluice/v1/event.proto\x12\tsluice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\x8a\x03\n" +
 	"\x05Event\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12;\n" +
 	"\voccurred_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"occurredAt\x123\n" +
+	"occurredAt\x12\x14\n" +
+	"\x05topic\x18\x03 \x01(\tR\x05topic\x123\n" +
 	"\apayment\x18\n" +
 	" \x01(\v2\x17.sluice.v1.PaymentEventH\x00R\apayment\x12=\n" +
 	"\vuser_action\x18\v \x01(\v2\x1a.sluice.v1.UserActionEventH\x00R\n" +
 	"userAction\x120\n" +
 	"\x06system\x18\f \x01(\v2\x16.sluice.v1.SystemEventH\x00R\x06system\x120\n" +
-	"\x06metric\x18\r \x01(\v2\x16.sluice.v1.MetricEventH\x00R\x06metricB\t\n" +
+	"\x06metric\x18\r \x01(\v2\x16.sluice.v1.MetricEventH\x00R\x06metric\x120\n" +
+	"\x06custom\x18\x0e \x01(\v2\x16.sluice.v1.CustomEventH\x00R\x06customB\t\n" +
 	"\apayload\"\xc8\x02\n" +
 	"\fPaymentEvent\x12\x1d\n" +
 	"\n" +
@@ -761,7 +857,11 @@ const file_sluice_v1_event_proto_rawDesc = "" +
 	"attributes\x1a=\n" +
 	"\x0fAttributesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\xb2\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"S\n" +
+	"\vCustomEvent\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x16\n" +
+	"\x06record\x18\x03 \x01(\fR\x06record*\xb2\x01\n" +
 	"\rPaymentMethod\x12\x1e\n" +
 	"\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bPAYMENT_METHOD_CARD_PRESENT\x10\x01\x12#\n" +
@@ -788,7 +888,7 @@ func file_sluice_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_sluice_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_sluice_v1_event_proto_goTypes = []any{
 	(PaymentMethod)(0),            // 0: sluice.v1.PaymentMethod
 	(Severity)(0),                 // 1: sluice.v1.Severity
@@ -798,30 +898,32 @@ var file_sluice_v1_event_proto_goTypes = []any{
 	(*UserActionEvent)(nil),       // 5: sluice.v1.UserActionEvent
 	(*SystemEvent)(nil),           // 6: sluice.v1.SystemEvent
 	(*MetricEvent)(nil),           // 7: sluice.v1.MetricEvent
-	nil,                           // 8: sluice.v1.UserActionEvent.AttributesEntry
-	nil,                           // 9: sluice.v1.SystemEvent.AttributesEntry
-	nil,                           // 10: sluice.v1.MetricEvent.AttributesEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*money.Money)(nil),           // 12: google.type.Money
+	(*CustomEvent)(nil),           // 8: sluice.v1.CustomEvent
+	nil,                           // 9: sluice.v1.UserActionEvent.AttributesEntry
+	nil,                           // 10: sluice.v1.SystemEvent.AttributesEntry
+	nil,                           // 11: sluice.v1.MetricEvent.AttributesEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*money.Money)(nil),           // 13: google.type.Money
 }
 var file_sluice_v1_event_proto_depIdxs = []int32{
-	11, // 0: sluice.v1.Event.occurred_at:type_name -> google.protobuf.Timestamp
+	12, // 0: sluice.v1.Event.occurred_at:type_name -> google.protobuf.Timestamp
 	3,  // 1: sluice.v1.Event.payment:type_name -> sluice.v1.PaymentEvent
 	5,  // 2: sluice.v1.Event.user_action:type_name -> sluice.v1.UserActionEvent
 	6,  // 3: sluice.v1.Event.system:type_name -> sluice.v1.SystemEvent
 	7,  // 4: sluice.v1.Event.metric:type_name -> sluice.v1.MetricEvent
-	12, // 5: sluice.v1.PaymentEvent.amount:type_name -> google.type.Money
-	0,  // 6: sluice.v1.PaymentEvent.method:type_name -> sluice.v1.PaymentMethod
-	4,  // 7: sluice.v1.PaymentEvent.location:type_name -> sluice.v1.Location
-	8,  // 8: sluice.v1.UserActionEvent.attributes:type_name -> sluice.v1.UserActionEvent.AttributesEntry
-	1,  // 9: sluice.v1.SystemEvent.severity:type_name -> sluice.v1.Severity
-	9,  // 10: sluice.v1.SystemEvent.attributes:type_name -> sluice.v1.SystemEvent.AttributesEntry
-	10, // 11: sluice.v1.MetricEvent.attributes:type_name -> sluice.v1.MetricEvent.AttributesEntry
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 5: sluice.v1.Event.custom:type_name -> sluice.v1.CustomEvent
+	13, // 6: sluice.v1.PaymentEvent.amount:type_name -> google.type.Money
+	0,  // 7: sluice.v1.PaymentEvent.method:type_name -> sluice.v1.PaymentMethod
+	4,  // 8: sluice.v1.PaymentEvent.location:type_name -> sluice.v1.Location
+	9,  // 9: sluice.v1.UserActionEvent.attributes:type_name -> sluice.v1.UserActionEvent.AttributesEntry
+	1,  // 10: sluice.v1.SystemEvent.severity:type_name -> sluice.v1.Severity
+	10, // 11: sluice.v1.SystemEvent.attributes:type_name -> sluice.v1.SystemEvent.AttributesEntry
+	11, // 12: sluice.v1.MetricEvent.attributes:type_name -> sluice.v1.MetricEvent.AttributesEntry
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_sluice_v1_event_proto_init() }
@@ -834,6 +936,7 @@ func file_sluice_v1_event_proto_init() {
 		(*Event_UserAction)(nil),
 		(*Event_System)(nil),
 		(*Event_Metric)(nil),
+		(*Event_Custom)(nil),
 	}
 	file_sluice_v1_event_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
@@ -842,7 +945,7 @@ func file_sluice_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_v1_event_proto_rawDesc), len(file_sluice_v1_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -115,14 +115,14 @@ const (
 	ErrorCode_ERROR_CODE_FENCED ErrorCode = 12
 	// The resume token or position is no longer valid. Not retriable, not stored.
 	ErrorCode_ERROR_CODE_TOKEN_INVALID ErrorCode = 13
-	// The feature is defined but not served by this version. Not retriable, not stored.
+	// The feature is defined, but this version or this gateway does not serve it. Not retriable, not stored.
 	ErrorCode_ERROR_CODE_UNIMPLEMENTED ErrorCode = 14
 	// A defect in the gateway. Retriable; it may be stored.
 	ErrorCode_ERROR_CODE_INTERNAL ErrorCode = 15
 	// The deadline came before the decision. The payment is stored and will be decided; call again with the same event_id
 	// to learn how. Retriable; stored.
 	ErrorCode_ERROR_CODE_DECISION_PENDING ErrorCode = 16
-	// The caller lacks the role that the call needs. Not retriable, not stored.
+	// The caller lacks the role that the call needs, or may not publish to the topic. Not retriable, not stored.
 	ErrorCode_ERROR_CODE_PERMISSION_DENIED ErrorCode = 17
 )
 

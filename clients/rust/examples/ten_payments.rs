@@ -95,6 +95,7 @@ fn payment(number: usize) -> pb::Event {
             method: pb::PaymentMethod::CardPresent.into(),
             ..pb::PaymentEvent::default()
         })),
+        ..pb::Event::default()
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) const LEEWAY: Duration = Duration::from_secs(30);
 /// How long an issuer may take to tell its keys.
 pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a URL is asked for its keys.
-pub(super) const FETCH_EVERY: Duration = Duration::from_secs(60);
+pub(super) const FETCH_EVERY: Duration = Duration::from_secs(15);
 /// Most bytes of a JWKS.
 pub(super) const MAX_JWKS_BYTES: u64 = 256 * 1_024;
 
@@ -53,6 +53,8 @@ pub(super) struct Entry {
     tenant: Option<String>,
     /// The roles of all its tokens; else the claim `roles` says them.
     roles: Option<Vec<Role>>,
+    /// The topics that all its tokens may publish to; else the claim `topics` says them, if any.
+    topics: Option<Vec<String>>,
 }
 
 #[derive(Clone)]
@@ -77,6 +79,7 @@ struct Claims {
     exp: u64,
     tenant: Option<String>,
     roles: Option<Vec<Role>>,
+    topics: Option<Vec<String>>,
 }
 
 impl Issuer {
@@ -128,6 +131,7 @@ impl Issuer {
             tenant: tenant.into(),
             name: format!("{}#{subject}", self.entry.issuer).into(),
             roles: Arc::from(roles),
+            topics: self.entry.topics.clone().or(claims.topics).map(Arc::from),
             expires: UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp) + LEEWAY),
             revoked: self.revoked.clone(),
         })

@@ -50,6 +50,13 @@ struct File {
     issuer: Vec<jwt::Entry>,
 }
 
+/// What a principal may do, as its entry says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct May {
+    pub(super) roles: Option<Vec<Role>>,
+    pub(super) topics: Option<Vec<String>>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Key {
@@ -57,6 +64,7 @@ struct Key {
     tenant: String,
     name: Option<String>,
     roles: Option<Vec<Role>>,
+    topics: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -67,12 +75,13 @@ struct Certificate {
     tenant: String,
     name: Option<String>,
     roles: Option<Vec<Role>>,
+    topics: Option<Vec<String>>,
 }
 
 impl Known {
     /// The development key alone.
     pub(super) fn development() -> Self {
-        let caller = caller(DEV_TENANT, DEV_TENANT, None);
+        let caller = caller(DEV_TENANT, DEV_TENANT, May::default());
         Self {
             keys: HashMap::from([(hash(DEV_KEY.as_bytes()), caller)]),
             certificates: HashMap::new(),
@@ -132,7 +141,11 @@ impl Known {
         let name = entry
             .name
             .unwrap_or_else(|| format!("key-{}", &entry.sha256[..NAME_CHARACTERS]));
-        let caller = caller(tenant, &name, entry.roles);
+        let may = May {
+            roles: entry.roles,
+            topics: entry.topics,
+        };
+        let caller = caller(tenant, &name, may);
         match self.keys.insert(hash, caller) {
             None => Ok(()),
             Some(_) => Err("is there twice".to_owned()),
@@ -149,7 +162,11 @@ impl Known {
             Subject::Name(name) | Subject::Alternative(name) => name.clone(),
         };
         let tenant = tenant(&entry.tenant)?;
-        let caller = caller(tenant, &entry.name.unwrap_or(named), entry.roles);
+        let may = May {
+            roles: entry.roles,
+            topics: entry.topics,
+        };
+        let caller = caller(tenant, &entry.name.unwrap_or(named), may);
         match self.certificates.insert(subject, caller) {
             None => Ok(()),
             Some(_) => Err("is there twice".to_owned()),
@@ -192,7 +209,7 @@ impl Known {
 fn follow<K: std::hash::Hash + Eq>(newer: &mut HashMap<K, Caller>, older: &HashMap<K, Caller>) {
     for (key, before) in older {
         match newer.get_mut(key) {
-            Some(now) if now.is_same_as(before) && now.roles == before.roles => now.revoked = before.revoked.clone(),
+            Some(now) if now.is_same_as(before) && now.may_as(before) => now.revoked = before.revoked.clone(),
             _ => before.revoked.cancel(),
         }
     }
@@ -205,11 +222,12 @@ fn text_of<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
     }
 }
 
-fn caller(tenant: &str, name: &str, roles: Option<Vec<Role>>) -> Caller {
+pub(super) fn caller(tenant: &str, name: &str, may: May) -> Caller {
     Caller {
         tenant: tenant.into(),
         name: name.into(),
-        roles: roles.map_or_else(|| Arc::from(Role::ALL), Arc::from),
+        roles: may.roles.map_or_else(|| Arc::from(Role::USUAL), Arc::from),
+        topics: may.topics.map(Arc::from),
         expires: None,
         revoked: CancellationToken::new(),
     }

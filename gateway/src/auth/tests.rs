@@ -96,6 +96,14 @@ fn a_reload_revokes_who_is_gone_or_changed_and_nobody_else() {
     std::fs::write(&file.0, entry("key-one", "tenant = \"one\"\nroles = []")).expect("write");
     auth.reload().expect("valid");
     assert!(one.revoked.is_cancelled(), "a role was taken away");
+    let confined = entry("key-one", "tenant = \"one\"\nroles = []\ntopics = [\"payments\"]");
+    let before = by(&auth, "x-api-key", "key-one").expect("known");
+    assert!(before.may_write("payments") && before.may_write("metric-events"));
+    std::fs::write(&file.0, confined).expect("write");
+    auth.reload().expect("valid");
+    assert!(before.revoked.is_cancelled(), "a list of topics was added");
+    let now = by(&auth, "x-api-key", "key-one").expect("known");
+    assert!(now.may_write("payments") && !now.may_write("metric-events"));
 }
 
 #[test]

@@ -75,12 +75,13 @@ pub(crate) fn submit<T>(
         let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
         return Err(failure.quota(spent.quota).retry_after(spent.retry_after));
     }
-    let checked = decode::decoded(event, &caller.tenant, (shared.clock)(), &shared.privacy)?;
-    let prepared = prepare(&checked)?;
+    let now = (shared.clock)();
+    let event = decode::decoded(event, shared.edge(caller, now))?;
+    let prepared = prepare(&event.checked)?;
     let mut scratch = Scratch::default();
     let record = shared
         .encoders
-        .encode(&checked, &caller.tenant, &mut scratch)
+        .encode(&event, &caller.tenant, &mut scratch)
         .map_err(super::unencodable)?;
     let mut span = shared
         .tracer
@@ -90,6 +91,7 @@ pub(crate) fn submit<T>(
         tenant: &caller.tenant,
         producer: None,
         traceparent: own.as_deref().or(traceparent),
+        received_at: now,
     };
     let permit = shared.gate.admit(record.payload.len()).ok_or_else(busy)?;
     let (report, waiting) = oneshot::channel();

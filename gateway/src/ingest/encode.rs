@@ -2,32 +2,12 @@
 //!
 //! Comes after `decode`, before `publish`.
 
-use sluice_kafka::{Topics, metrics};
-use sluice_proto::avro::{EncodeError, Encoder, Record as AvroRecord};
+use sluice_proto::avro::{EncodeError, Encoder, Record as _};
 use sluice_proto::event::{Checked, EventId, MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use sluice_proto::shape::Shape;
 
-/// What kind of event, which decides its topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// To be decided.
-    Payment,
-    /// Stored only.
-    UserAction,
-    /// Stored only.
-    System,
-    /// Stored only.
-    Metric,
-}
-
-/// Where the events of one kind go.
-pub struct Route {
-    /// The topic, with the installation's prefix.
-    pub topic: String,
-    /// The value of the `schema` header.
-    pub schema: &'static str,
-    /// The topic's producer metrics.
-    pub metrics: metrics::Producer,
-}
+use super::decode::Event;
+use super::route::TopicId;
 
 /// The ids that the registry gave to the schemas.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +22,7 @@ pub struct SchemaIds {
     pub metric_events: i32,
 }
 
-/// The encoders and routes of all kinds.
+/// The encoders of all types of the contract.
 pub struct Encoders {
     payments: Encoder<PaymentRecord>,
     user_actions: Encoder<UserActionRecord>,
@@ -60,47 +40,18 @@ pub struct Scratch {
 /// One record, in the session's buffers.
 #[derive(Debug)]
 pub struct Record<'a> {
-    /// Decides the topic.
-    pub kind: Kind,
+    /// Where it goes.
+    pub topic: TopicId,
+    /// The value of the `schema` header.
+    pub schema: &'a str,
+    /// When it happened, in microseconds since the Unix epoch, where the payload need not tell.
+    pub occurred_at: Option<i64>,
     /// The event's identity.
     pub event_id: EventId,
     /// `tenant/subject`.
     pub key: &'a str,
     /// Avro in the registry's wire format.
     pub payload: &'a [u8],
-}
-
-/// The routes of all kinds.
-pub struct Routes([Route; 4]);
-
-impl Routes {
-    /// The routes to an installation's topics.
-    pub fn new(topics: &Topics, metrics: &sluice_kafka::Metrics) -> Self {
-        fn route<T: AvroRecord>(topic: &str, metrics: &sluice_kafka::Metrics) -> Route {
-            Route {
-                topic: topic.to_owned(),
-                schema: T::SCHEMA_NAME,
-                metrics: metrics.producer(topic),
-            }
-        }
-        Self([
-            route::<PaymentRecord>(&topics.payments, metrics),
-            route::<UserActionRecord>(&topics.user_actions, metrics),
-            route::<SystemRecord>(&topics.system_events, metrics),
-            route::<MetricRecord>(&topics.metric_events, metrics),
-        ])
-    }
-
-    /// The route of a kind.
-    pub const fn of(&self, kind: Kind) -> &Route {
-        let Self([payments, user_actions, systems, metrics]) = self;
-        match kind {
-            Kind::Payment => payments,
-            Kind::UserAction => user_actions,
-            Kind::System => systems,
-            Kind::Metric => metrics,
-        }
-    }
 }
 
 impl Encoders {
@@ -123,36 +74,44 @@ impl Encoders {
     /// When the event does not fit its schema, which is a defect of ours.
     pub fn encode<'a>(
         &self,
-        event: &Checked,
+        event: &'a Event,
         tenant: &str,
         scratch: &'a mut Scratch,
     ) -> Result<Record<'a>, EncodeError> {
         scratch.key.clear();
         scratch.key.push_str(tenant);
         scratch.key.push('/');
-        scratch.key.push_str(event.subject());
+        scratch.key.push_str(event.checked.subject());
         scratch.payload.clear();
-        let kind = match event {
+        let (payload, mut occurred_at) = (&mut scratch.payload, None);
+        let schema = match &event.checked {
             Checked::Payment(payment) => {
-                self.payments.encode(payment, &mut scratch.payload)?;
-                Kind::Payment
+                self.payments.encode(payment, payload)?;
+                PaymentRecord::SCHEMA_NAME
             }
             Checked::UserAction(record) => {
-                self.user_actions.encode(record, &mut scratch.payload)?;
-                Kind::UserAction
+                self.user_actions.encode(record, payload)?;
+                UserActionRecord::SCHEMA_NAME
             }
             Checked::System(record) => {
-                self.systems.encode(record, &mut scratch.payload)?;
-                Kind::System
+                self.systems.encode(record, payload)?;
+                SystemRecord::SCHEMA_NAME
             }
             Checked::Metric(record) => {
-                self.metrics.encode(record, &mut scratch.payload)?;
-                Kind::Metric
+                self.metrics.encode(record, payload)?;
+                MetricRecord::SCHEMA_NAME
+            }
+            Checked::Custom(record) => {
+                occurred_at = Some(record.occurred_at);
+                payload.extend_from_slice(&record.record);
+                event.shape.as_deref().map_or("", Shape::name)
             }
         };
         Ok(Record {
-            kind,
-            event_id: event.event_id(),
+            topic: event.topic,
+            schema,
+            occurred_at,
+            event_id: event.checked.event_id(),
             key: &scratch.key,
             payload: &scratch.payload,
         })
@@ -164,7 +123,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sluice_proto::avro::Decoder;
-    use sluice_proto::topics;
+    use sluice_proto::event::CustomRecord;
 
     use super::*;
 
@@ -186,16 +145,50 @@ mod tests {
             device_id: None,
             attributes: BTreeMap::new(),
         };
-        let event = Checked::UserAction(record.clone());
+        let event = Event {
+            checked: Checked::UserAction(record.clone()),
+            topic: TopicId::PAYMENTS,
+            shape: None,
+        };
         let mut scratch = Scratch::default();
         for _ in 0..2 {
             let encoded = encoders.encode(&event, "acme", &mut scratch).expect("encodes");
-            assert_eq!((encoded.kind, encoded.key), (Kind::UserAction, "acme/u-1"));
+            assert_eq!(
+                (encoded.schema, encoded.key),
+                (UserActionRecord::SCHEMA_NAME, "acme/u-1")
+            );
             let decoder = Decoder::<UserActionRecord>::new(2).expect("schema");
             assert_eq!(decoder.decode(encoded.payload).expect("decodes"), record);
         }
-        let routes = Routes::new(&Topics::new("x."), &sluice_kafka::Metrics::default());
-        assert_eq!(routes.of(Kind::Metric).topic, format!("x.{}", topics::METRIC_EVENTS));
-        assert_eq!(routes.of(Kind::Payment).schema, PaymentRecord::SCHEMA_NAME);
+    }
+
+    #[test]
+    fn a_custom_record_is_stored_as_it_came() {
+        let ids = SchemaIds {
+            payments: 1,
+            user_actions: 2,
+            system_events: 3,
+            metric_events: 4,
+        };
+        let encoders = Encoders::new(ids).expect("schemas");
+        let schema = r#"{"type": "record", "name": "a.B", "fields": []}"#;
+        let event = Event {
+            checked: Checked::Custom(CustomRecord {
+                event_id: EventId::new(uuid::Uuid::from_u128(7)),
+                occurred_at: 5,
+                type_name: "b".to_owned(),
+                subject: "s".to_owned(),
+                record: vec![0, 0, 0, 0, 9].into(),
+            }),
+            topic: TopicId::PAYMENTS,
+            shape: Some(Shape::parse(schema).expect("schema").into()),
+        };
+        let mut scratch = Scratch::default();
+        let encoded = encoders.encode(&event, "acme", &mut scratch).expect("encodes");
+        assert_eq!(
+            (encoded.schema, encoded.key, encoded.occurred_at),
+            ("a.B", "acme/s", Some(5))
+        );
+        assert_eq!(encoded.payload, [0, 0, 0, 0, 9]);
     }
 }

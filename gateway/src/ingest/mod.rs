@@ -15,6 +15,7 @@ pub mod open;
 pub mod publish;
 mod pump;
 pub mod resume;
+pub mod route;
 pub mod sequence;
 pub mod session;
 pub mod token;
@@ -27,6 +28,8 @@ use sluice_proto::avro::EncodeError;
 use sluice_proto::pb::ErrorCode;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Audit;
+use crate::auth::Caller;
 use crate::metrics::Metrics;
 use crate::privacy::Privacy;
 use crate::quota::Quotas;
@@ -34,8 +37,12 @@ use crate::status::Failure;
 
 /// What every session and call shares.
 pub struct Shared {
+    /// Who was refused what.
+    pub audit: Audit,
     /// What becomes of personal data.
     pub privacy: Privacy,
+    /// Where events go.
+    pub routing: Arc<route::Routing>,
     /// Events to records.
     pub encoders: encode::Encoders,
     /// Records to Kafka.
@@ -64,6 +71,18 @@ pub struct Shared {
     pub max_session_age: Duration,
     /// The time in microseconds since the Unix epoch.
     pub clock: fn() -> i64,
+}
+
+impl Shared {
+    /// What the events of a caller are checked against, at a time in microseconds since the Unix epoch.
+    pub(crate) fn edge<'a>(&'a self, caller: &'a Caller, now: i64) -> decode::Edge<'a> {
+        decode::Edge {
+            caller,
+            now,
+            privacy: &self.privacy,
+            routing: &self.routing,
+        }
+    }
 }
 
 /// The gateway takes no new events.

@@ -22,15 +22,17 @@ use tokio::sync::oneshot;
 
 use super::ack::{Fate, Settled, Settlements};
 use super::admit::Permit;
-use super::encode::{Kind, Record, Routes};
+use super::encode::Record;
 use super::pump::Stage;
+use super::route::{Routing, TopicId};
 use crate::metrics::Metrics;
 use crate::status::Failure;
+use crate::vital::Vital;
 
 /// How long a replaced producer may still deliver what it holds, before the rest is given up as uncertain.
 pub const RETIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most headers of a record.
-const HEADERS: usize = 7;
+const HEADERS: usize = 10;
 
 /// Who waits for an event's fate.
 #[derive(Debug)]
@@ -55,7 +57,7 @@ pub struct Delivery {
     pub permit: Permit,
     /// When it was sent.
     pub sent: Instant,
-    kind: Kind,
+    topic: TopicId,
 }
 
 /// Where an event comes from, for its record's headers.
@@ -67,6 +69,8 @@ pub struct Origin<'a> {
     pub producer: Option<(&'a str, &'a str)>,
     /// W3C trace context.
     pub traceparent: Option<&'a str>,
+    /// When the gateway took it in, in microseconds since the Unix epoch.
+    pub received_at: i64,
 }
 
 /// The queue is full, which is no error: wait for reports and try again. Gives the permit back.
@@ -84,7 +88,7 @@ struct Staged {
 /// Delivery reports and errors of one producer.
 struct Reports {
     stage: Arc<Stage<Staged>>,
-    routes: Arc<Routes>,
+    routing: Arc<Routing>,
     metrics: Metrics,
     /// A fatal error: this producer will never deliver anything again.
     broken: AtomicBool,
@@ -103,10 +107,12 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Delivery>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        let _vital = Vital::part("delivery reports");
         fail::pass("gateway.delivered");
         let fate = match result {
             Ok(message) => {
-                self.routes.of(delivery.kind).metrics.delivered(delivery.sent.elapsed());
+                let metrics = &self.routing.topic(delivery.topic).metrics;
+                metrics.delivered(delivery.sent.elapsed());
                 Fate::Stored(pb::Position {
                     partition: message.partition(),
                     offset: message.offset(),
@@ -137,14 +143,14 @@ impl Delivery {
 
 impl Reports {
     fn lost(&self, delivery: &Delivery, error: error::Producer) -> Fate {
-        let failure = self.failed(delivery.kind, error);
+        let failure = self.failed(delivery.topic, error);
         self.metrics.rejected(failure.code());
         Fate::Failed(Box::new(failure))
     }
 
     /// What to tell the client: the error says whether a broker may have stored the event.
-    fn failed(&self, kind: Kind, error: error::Producer) -> Failure {
-        self.routes.of(kind).metrics.failed(&error);
+    fn failed(&self, topic: TopicId, error: error::Producer) -> Failure {
+        self.routing.topic(topic).metrics.failed(&error);
         if error.is_fatal() {
             self.broken.store(true, Ordering::Release);
         }
@@ -178,7 +184,9 @@ impl Drop for Generation {
 /// The producer of the gateway; replaced where it met a fatal error.
 pub struct Publisher {
     config: ClientConfig,
-    routes: Arc<Routes>,
+    /// The value of the header that names this gateway.
+    name: String,
+    routing: Arc<Routing>,
     metrics: Metrics,
     current: RwLock<Arc<Generation>>,
 }
@@ -186,7 +194,7 @@ pub struct Publisher {
 /// The producer of now, for one batch. What was sent goes to the producer when this is dropped.
 pub struct Sender<'a> {
     generation: Arc<Generation>,
-    routes: &'a Routes,
+    publisher: &'a Publisher,
     room: usize,
     sent: Vec<Staged>,
 }
@@ -198,16 +206,21 @@ impl Drop for Sender<'_> {
 }
 
 impl Publisher {
-    /// A publisher with its first producer, which connects in the background.
+    /// A publisher with its first producer, which connects in the background. `instance` names this gateway in the records.
     ///
     /// # Errors
     /// [`error::Producer::Create`] where librdkafka does not accept the configuration.
-    pub fn new(config: ClientConfig, routes: Routes, metrics: Metrics) -> Result<Self, error::Producer> {
-        let routes = Arc::new(routes);
-        let current = RwLock::new(generation(&config, &routes, &metrics)?);
+    pub fn new(
+        config: ClientConfig,
+        routing: Arc<Routing>,
+        metrics: Metrics,
+        instance: &str,
+    ) -> Result<Self, error::Producer> {
+        let current = RwLock::new(generation(&config, &routing, &metrics)?);
         Ok(Self {
             config,
-            routes,
+            name: format!("{}/{instance}", env!("CARGO_PKG_VERSION")),
+            routing,
             metrics,
             current,
         })
@@ -222,7 +235,7 @@ impl Publisher {
         Sender {
             room: generation.stage.room(),
             generation,
-            routes: &self.routes,
+            publisher: self,
             sent: Vec::new(),
         }
     }
@@ -234,7 +247,7 @@ impl Publisher {
         if !Arc::ptr_eq(&current, &broken) {
             return current.clone();
         }
-        match generation(&self.config, &self.routes, &self.metrics) {
+        match generation(&self.config, &self.routing, &self.metrics) {
             Ok(new) => {
                 tracing::error!("the kafka producer met a fatal error and is replaced");
                 self.metrics.producers_replaced.inc();
@@ -266,7 +279,7 @@ impl Publisher {
     /// # Errors
     /// What is wrong, for a person.
     pub fn probe(&self, timeout: Duration) -> Result<(), String> {
-        let topic = self.routes.of(Kind::Payment).topic.clone();
+        let topic = self.routing.topic(TopicId::PAYMENTS).name.clone();
         let generation = self.current.read().clone();
         let metadata = generation
             .producer
@@ -309,13 +322,13 @@ impl Generation {
 
 fn generation(
     config: &ClientConfig,
-    routes: &Arc<Routes>,
+    routing: &Arc<Routing>,
     metrics: &Metrics,
 ) -> Result<Arc<Generation>, error::Producer> {
     let stage = Arc::new(Stage::new());
     let reports = Reports {
         stage: stage.clone(),
-        routes: routes.clone(),
+        routing: routing.clone(),
         metrics: metrics.clone(),
         broken: AtomicBool::new(false),
     };
@@ -338,7 +351,7 @@ fn produce(producer: &ThreadedProducer<Reports>, staged: Staged) -> Result<bool,
         delivery,
     } = staged;
     let reports = producer.client().context();
-    let message = BaseRecord::with_opaque_to(&reports.routes.of(delivery.kind).topic, delivery)
+    let message = BaseRecord::with_opaque_to(&reports.routing.topic(delivery.topic).name, delivery)
         .key(&*key)
         .payload(&*payload)
         .headers(headers);
@@ -383,19 +396,19 @@ impl Sender<'_> {
         self.sent.push(Staged {
             key: record.key.into(),
             payload: record.payload.into(),
-            headers: record_headers(record, self.routes.of(record.kind).schema, origin, sequence),
+            headers: record_headers(record, &self.publisher.name, origin, sequence),
             delivery: Box::new(Delivery {
                 to,
                 permit,
                 sent,
-                kind: record.kind,
+                topic: record.topic,
             }),
         });
         Ok(())
     }
 }
 
-fn record_headers(record: &Record<'_>, schema: &str, origin: &Origin<'_>, sequence: Option<u64>) -> OwnedHeaders {
+fn record_headers(record: &Record<'_>, gateway: &str, origin: &Origin<'_>, sequence: Option<u64>) -> OwnedHeaders {
     fn header<'a>(key: &'a str, value: &'a str) -> Header<'a, &'a str> {
         Header {
             key,
@@ -407,13 +420,20 @@ fn record_headers(record: &Record<'_>, schema: &str, origin: &Origin<'_>, sequen
     let mut all = OwnedHeaders::new_with_capacity(HEADERS)
         .insert(header(headers::EVENT_ID, id))
         .insert(header(headers::TENANT, origin.tenant))
-        .insert(header(headers::SCHEMA, schema));
+        .insert(header(headers::SCHEMA, record.schema))
+        .insert(header(headers::GATEWAY, gateway));
+    let mut digits = [0; MAX_DIGITS];
+    let received_at = decimal(origin.received_at.unsigned_abs(), &mut digits);
+    all = all.insert(header(headers::RECEIVED_AT, received_at));
     if let (Some((producer_id, epoch)), Some(sequence)) = (origin.producer, sequence) {
         let mut digits = [0; MAX_DIGITS];
         all = all
             .insert(header(headers::PRODUCER_ID, producer_id))
             .insert(header(headers::PRODUCER_EPOCH, epoch))
             .insert(header(headers::SEQUENCE, decimal(sequence, &mut digits)));
+    }
+    if let Some(occurred_at) = record.occurred_at {
+        all = all.insert(header(headers::OCCURRED_AT, &occurred_at.to_string()));
     }
     if let Some(traceparent) = origin.traceparent {
         all = all.insert(header(headers::TRACEPARENT, traceparent));
@@ -444,6 +464,7 @@ mod tests {
     use sluice_proto::event::EventId;
 
     use super::*;
+    use crate::ingest::route::Table;
 
     #[test]
     fn numbers_are_written_as_a_formatter_would() {
@@ -455,7 +476,9 @@ mod tests {
     #[test]
     fn a_session_event_has_every_header_and_a_call_only_its_own() {
         let record = Record {
-            kind: Kind::Payment,
+            topic: TopicId::PAYMENTS,
+            schema: "s",
+            occurred_at: None,
             event_id: EventId::new(uuid::Uuid::from_u128(1)),
             key: "dev/a",
             payload: b"x",
@@ -465,8 +488,9 @@ mod tests {
                 tenant: "dev",
                 producer,
                 traceparent,
+                received_at: 5,
             };
-            let all = record_headers(&record, "s", &origin, sequence);
+            let all = record_headers(&record, "1/g", &origin, sequence);
             let all = all.as_borrowed();
             let mut names: Vec<_> = all.iter().map(|header| header.key.to_owned()).collect();
             names.sort();
@@ -477,23 +501,30 @@ mod tests {
             session,
             [
                 "event-id",
+                "gateway",
                 "producer-epoch",
                 "producer-id",
+                "received-at",
                 "schema",
                 "sequence",
                 "tenant",
                 "traceparent"
             ]
         );
-        assert_eq!(names(None, None, None), ["event-id", "schema", "tenant"]);
+        assert_eq!(
+            names(None, None, None),
+            ["event-id", "gateway", "received-at", "schema", "tenant"]
+        );
     }
 
     #[test]
     fn an_error_says_whether_the_event_may_be_stored() {
         let reports = Reports {
             stage: Arc::new(Stage::new()),
-            routes: Arc::new(Routes::new(
+            routing: Arc::new(Routing::new(
+                &Table::default(),
                 &sluice_kafka::Topics::new(""),
+                "",
                 &sluice_kafka::Metrics::default(),
             )),
             metrics: Metrics::default(),
@@ -501,7 +532,7 @@ mod tests {
         };
         let undelivered = |code| {
             let error = error::Producer::Undelivered(KafkaError::MessageProduction(code));
-            reports.failed(Kind::Payment, error).code()
+            reports.failed(TopicId::PAYMENTS, error).code()
         };
         assert_eq!(
             undelivered(RDKafkaErrorCode::MessageTimedOut),
@@ -516,7 +547,7 @@ mod tests {
         assert!(reports.broken.load(Ordering::Acquire));
         let refused = error::Producer::Refused(KafkaError::MessageProduction(RDKafkaErrorCode::UnknownTopic));
         assert_eq!(
-            reports.failed(Kind::Payment, refused).code(),
+            reports.failed(TopicId::PAYMENTS, refused).code(),
             ErrorCode::BrokerUnavailable
         );
     }

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::vital::Vital;
+
 /// How long a burst may wait for the reports of the one before. Several times what a broker takes that is well, so that bursts
 /// rarely overlap; far below a client's patience, because one slow broker among several holds up the others for as long.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -108,6 +110,7 @@ impl<T: Send + 'static> Stage<T> {
     ) -> std::io::Result<()> {
         let stage = Arc::clone(self);
         std::thread::Builder::new().name("pump".to_owned()).spawn(move || {
+            let _vital = Vital::part("pump");
             let mut burst = Vec::new();
             while stage.next(&mut burst) {
                 for record in burst.drain(..) {

@@ -80,24 +80,25 @@ pub struct Found {
 /// Searches the topics that sessions write to.
 pub struct Scanner {
     kafka: sluice_kafka::Config,
-    topics: Vec<String>,
-    partitions: i32,
+    /// With their numbers of partitions.
+    topics: Vec<(String, i32)>,
     /// Asks for offsets.
     lookup: Reader,
     room: Arc<Semaphore>,
 }
 
 impl Scanner {
-    /// A scanner of these topics, which all have so many partitions. Connects in the background.
+    /// A scanner of these topics, which have so many partitions each. Connects in the background.
     ///
     /// # Errors
     /// [`error::Consumer::Create`].
-    pub fn new(kafka: sluice_kafka::Config, topics: Vec<String>, partitions: usize) -> Result<Self, error::Consumer> {
+    pub fn new(kafka: sluice_kafka::Config, topics: Vec<(String, usize)>) -> Result<Self, error::Consumer> {
         let lookup = reader(&kafka)?;
+        let count = |partitions| i32::try_from(partitions).unwrap_or(i32::MAX);
+        let topics = topics.into_iter().map(|(topic, partitions)| (topic, count(partitions)));
         Ok(Self {
             kafka,
-            topics,
-            partitions: i32::try_from(partitions).unwrap_or(i32::MAX),
+            topics: topics.collect(),
             lookup,
             room: Arc::new(Semaphore::new(MAX_SCANS)),
         })
@@ -130,13 +131,18 @@ impl Scanner {
     }
 
     /// Where each partition of a topic has the first record of this time or later. Those that have none are left out.
-    fn since(&self, topic: &str, millis: i64, timeout: Duration) -> Result<TopicPartitionList, error::Consumer> {
+    fn since(
+        &self,
+        (topic, partitions): &(String, i32),
+        millis: i64,
+        timeout: Duration,
+    ) -> Result<TopicPartitionList, error::Consumer> {
         let failed = |cause| error::Consumer::Offsets {
             what: "offsets of a time",
             cause,
         };
         let mut times = TopicPartitionList::new();
-        for partition in 0..self.partitions {
+        for partition in 0..*partitions {
             times
                 .add_partition_offset(topic, partition, Offset::Offset(millis))
                 .map_err(failed)?;

@@ -109,6 +109,8 @@ struct Session {
     flush_at: Option<Instant>,
     last_sent: Instant,
     end: Option<End>,
+    /// Whether the audit log knows that an event was refused because of its caller.
+    denied: bool,
     /// When the client is asked to go elsewhere.
     drain_at: Instant,
     scratch: Scratch,
@@ -198,6 +200,7 @@ impl Session {
             flush_at: None,
             last_sent: Instant::now(),
             end: None,
+            denied: false,
             scratch: Scratch::default(),
         }
     }
@@ -469,9 +472,9 @@ impl Session {
     ) -> Result<(), Permit> {
         let shared = &self.shared;
         let tenant = &self.caller.tenant;
-        let checked = decode::event(event, tenant, now_us, &self.shared.privacy);
-        let record = checked.and_then(|event| {
-            let record = shared.encoders.encode(&event, tenant, &mut self.scratch);
+        let checked = decode::event(event, shared.edge(&self.caller, now_us));
+        let record = checked.as_ref().map_err(Clone::clone).and_then(|event| {
+            let record = shared.encoders.encode(event, tenant, &mut self.scratch);
             record.map_err(super::unencodable)
         });
         let failure = match record {
@@ -480,6 +483,7 @@ impl Session {
                     tenant,
                     producer: Some((&self.producer_id, &self.epoch_text)),
                     traceparent: own_trace.or(self.traceparent.as_deref()),
+                    received_at: now_us,
                 };
                 let to = Recipient::Session {
                     settlements: self.settlements.clone(),
@@ -496,6 +500,10 @@ impl Session {
             Err(failure) => Box::new(failure),
         };
         shared.metrics.rejected(failure.code());
+        if failure.code() == ErrorCode::PermissionDenied && !std::mem::replace(&mut self.denied, true) {
+            // The first one of a session tells enough.
+            shared.audit.denied(&self.caller, &failure);
+        }
         self.settled.push(Settled {
             sequence,
             permit,

@@ -1,9 +1,10 @@
 //! `sluice-load bench`: what the gateway and the processor do on this machine, beside a plain Kafka producer on the same
 //! records in the same run.
 //!
-//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `loader`,
-//! `process` and `subscribers` are the benchmarks, `report` prints the figures: medians with their extremes.
+//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `fairness`,
+//! `loader`, `process` and `subscribers` are the benchmarks, `report` prints the figures: medians with their extremes.
 
+mod fairness;
 mod ingest;
 mod loader;
 mod parts;
@@ -27,6 +28,8 @@ use report::Report;
 pub enum Command {
     /// How fast the gateway stores events: 64 a message, one a message over 4 streams, and a plain producer beside it
     Ingest(ingest::Args),
+    /// How much later a tenant's events are acknowledged while another tenant sends ten times what its quota allows
+    Fairness(fairness::Args),
     /// What the loader itself can offer on one thread, to a server that only acknowledges
     Loader(loader::Args),
     /// How fast the processor decides a topic full of payments, how soon at a steady rate, and what a takeover and a restart
@@ -56,6 +59,7 @@ struct Common {
 pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
     let (common, report): (_, Report) = match command {
         Command::Ingest(args) => (&args.common, ingest::run(args, runtime)?),
+        Command::Fairness(args) => (&args.common, fairness::run(args, runtime)?),
         Command::Loader(args) => (&args.common, loader::run(args)?),
         Command::Process(args) => (&args.common, process::run(args, runtime)?),
         Command::Subscribers(args) => (&args.common, subscribers::run(args, runtime)?),

@@ -17,12 +17,14 @@ use sluice_proto::headers;
 use super::parts::{Installation, own_cpu_s, until};
 use super::records::{Record, SCHEMA, TENANT};
 use super::report::histogram;
+use crate::now_micros;
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 /// A full queue is looked at again after this.
 const FULL_WAIT: Duration = Duration::from_millis(1);
-const HEADERS: usize = 6;
+const HEADERS: usize = 8;
 const PRODUCER_ID: &str = "plain";
+const GATEWAY: &str = "0.1.0/plain";
 
 /// What sending took.
 pub(super) struct Sent {
@@ -122,7 +124,7 @@ impl Plain {
 
     fn send_due(&self, record: &Record, sequence: usize, due: Instant) -> anyhow::Result<()> {
         let due_micros = (due - self.producer.context().started).as_micros() as usize;
-        let sequence = sequence.to_string();
+        let (sequence, received_at) = (sequence.to_string(), now_micros().to_string());
         let header = |key, value| Header {
             key,
             value: Some(value),
@@ -133,7 +135,9 @@ impl Plain {
             .insert(header(headers::PRODUCER_ID, PRODUCER_ID))
             .insert(header(headers::PRODUCER_EPOCH, "1"))
             .insert(header(headers::SEQUENCE, &sequence))
-            .insert(header(headers::SCHEMA, SCHEMA));
+            .insert(header(headers::SCHEMA, SCHEMA))
+            .insert(header(headers::RECEIVED_AT, &received_at))
+            .insert(header(headers::GATEWAY, GATEWAY));
         let mut next = BaseRecord::with_opaque_to(&self.topic, due_micros)
             .key(record.key.as_str())
             .payload(&record.payload[..])

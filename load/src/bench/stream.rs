@@ -3,6 +3,8 @@
 //!
 //! Keeps the contract (credit, sequence numbers) without the client's resumption: a stream that ends is an error here.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -33,11 +35,17 @@ pub(super) struct Stream {
     incoming: Streaming<PublishResponse>,
     credit_events: i64,
     credit_bytes: i64,
+    stored: Arc<AtomicU64>,
 }
 
 impl Stream {
     /// Opens a session on a connection of its own.
     pub(super) async fn open(address: &str, producer_id: String) -> anyhow::Result<Self> {
+        Self::open_as(address, producer_id, DEVELOPMENT_KEY).await
+    }
+
+    /// The same with another key.
+    pub(super) async fn open_as(address: &str, producer_id: String, key: &str) -> anyhow::Result<Self> {
         let channel = Channel::from_shared(address.to_owned())?
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
@@ -57,7 +65,7 @@ impl Stream {
         let mut request = tonic::Request::new(ReceiverStream::new(requests));
         request
             .metadata_mut()
-            .insert("authorization", format!("Bearer {DEVELOPMENT_KEY}").parse()?);
+            .insert("authorization", format!("Bearer {key}").parse()?);
         let mut incoming = IngestServiceClient::new(channel).publish(request).await?.into_inner();
         let first = incoming.message().await?.and_then(|response| response.message);
         let Some(Response::Ready(ready)) = first else {
@@ -70,7 +78,13 @@ impl Stream {
             incoming,
             credit_events: credit.events,
             credit_bytes: credit.bytes,
+            stored: Arc::default(),
         })
+    }
+
+    /// Counts the events that are stored.
+    pub(super) fn stored(&self) -> Arc<AtomicU64> {
+        self.stored.clone()
     }
 
     /// Publishes the records, and waits until all are stored: as fast as it can, with the latency from a message's sending
@@ -116,6 +130,7 @@ impl Stream {
                             let now_micros = started.elapsed().as_micros() as u64;
                             let acknowledged = ack.first_sequence as usize - 1..ack.last_sequence as usize;
                             stored += acknowledged.len();
+                            self.stored.store(stored as u64, Ordering::Relaxed);
                             for since in &since_micros[acknowledged] {
                                 latency.saturating_record((now_micros - since).max(1));
                             }

@@ -75,13 +75,22 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
     let mut writer = Writer::new(&installation)?;
     let mut report = Report::default();
     for run in 0..=args.common.runs {
-        let alone = measure(args, &mut writer, &seen, &mut readers, &gateway)?;
-        let stalled = runtime.block_on(async {
-            let mut client = connect(&address).await?;
-            open(&mut client, DecisionFilter::default()).await
-        })?;
-        let beside = measure(args, &mut writer, &seen, &mut readers, &gateway)?;
-        drop(stalled);
+        let (mut alone, mut beside) = (None, None);
+        // Each run begins with the other one, so that neither always follows the same.
+        for half in 0..2 {
+            if (half + run) % 2 == 0 {
+                alone = Some(measure(args, &mut writer, &seen, &mut readers, &gateway)?);
+                continue;
+            }
+            let _stalled = runtime.block_on(async {
+                let mut client = connect(&address).await?;
+                open(&mut client, DecisionFilter::default()).await
+            })?;
+            beside = Some(measure(args, &mut writer, &seen, &mut readers, &gateway)?);
+        }
+        let (Some(alone), Some(beside)) = (alone, beside) else {
+            continue;
+        };
         println!(
             "{}: p99 {:.1} ms alone, {:.1} ms beside one who does not read, {:.0} MiB",
             if run == 0 {
@@ -102,6 +111,8 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
                 ["subscribers_stalled_p50_ms", "subscribers_stalled_p99_ms"],
                 &beside.latency,
             );
+            let p99 = |measured: &Measured| measured.latency.value_at_quantile(0.99) as f64;
+            report.add("subscribers_stalled_p99_ratio", "ratio", p99(&beside) / p99(&alone));
         }
     }
     Ok(report)

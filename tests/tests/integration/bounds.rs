@@ -6,10 +6,13 @@ use anyhow::{Context, Result, ensure};
 use sluice_proto::pb;
 use sluice_proto::pb::decision_service_client::DecisionServiceClient;
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
+use sluice_tests::proxy::Proxy;
 use sluice_tests::run::{on_own, on_shared};
-use sluice_tests::session::{authorized, connect, publish_one};
-use sluice_tests::stack::Options;
+use sluice_tests::session::{Session, authorized, connect, publish_one};
+use sluice_tests::stack::{self, Options};
 use sluice_tests::{events, wait};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tonic::Code;
 use tonic::codec::CompressionEncoding;
 use tonic_types::StatusExt;
@@ -57,6 +60,13 @@ fn a_request_that_unpacks_to_more_than_the_bound_is_refused_and_others_are_read(
             let event = Some(events::payment("packed"));
             let request = authorized(pb::PublishOneRequest { event }, &tenant.key);
             client.publish_one(request).await?;
+            // Who accepts it gets decisions packed too.
+            let mut client = DecisionServiceClient::new(channel.clone()).accept_compressed(encoding);
+            let watch = client.watch(authorized(pb::WatchRequest::default(), &tenant.key));
+            let mut watch = wait::soon("Watch answers", watch).await??;
+            let used = watch.metadata().get("grpc-encoding").context("not packed")?.to_str()?;
+            assert_eq!(used, encoding.to_string());
+            watch.get_mut().message().await?.context("no first answer")?;
         }
         Ok(())
     });
@@ -84,6 +94,54 @@ fn a_connection_has_so_many_streams_and_further_ones_wait() {
         drop(open.pop());
         wait::soon("it is opened when there is room", one_more).await??;
         Ok(())
+    });
+}
+
+#[test]
+fn connections_that_say_nothing_any_more_are_released_with_all_they_held() {
+    let options = Options {
+        processors: 0,
+        ..Options::default()
+    };
+    on_own(options, async |stack| {
+        let tenant = stack.tenant();
+        // One that never speaks HTTP/2.
+        let mut silent = TcpStream::connect(stack.gateway_address()).await?;
+        // A network that loses everything from now on, and tells neither side.
+        let proxy = Proxy::start(stack.gateway_address()).await?;
+        let _session = Session::open(&proxy.url(), &tenant.key, "half-open").await?;
+        let mut client = DecisionServiceClient::new(connect(&proxy.url()).await?);
+        let watch = client.watch(authorized(pb::WatchRequest::default(), &tenant.key));
+        let mut watch = wait::soon("Watch answers", watch).await??.into_inner();
+        watch.message().await?.context("no first answer")?;
+        let open = async || -> Result<Vec<String>> {
+            let page = stack::page(stack.gateway_admin(), "/metrics").await?;
+            let ours = ["connections", "sessions", "subscribers"].map(|name| format!("sluice_gateway_{name} "));
+            let lines = page
+                .lines()
+                .filter(|line| ours.iter().any(|name| line.starts_with(name)));
+            Ok(lines.map(str::to_owned).collect())
+        };
+        let before = open().await?;
+        ensure!(
+            before.contains(&"sluice_gateway_sessions 1".to_owned())
+                && before.contains(&"sluice_gateway_subscribers 1".to_owned()),
+            "{before:?}"
+        );
+        proxy.stall(true);
+        let mut nothing = Vec::new();
+        let closed = wait::soon("the silent connection is closed", silent.read_to_end(&mut nothing)).await?;
+        ensure!(closed.is_err() || nothing.is_empty(), "{nothing:?}");
+        wait::until("everything is released", async || {
+            let left = open().await?;
+            Ok(left.iter().all(|line| line.ends_with(" 0")).then_some(()))
+        })
+        .await?;
+        // The same producer may come back at once.
+        Session::open(&stack.gateway_url(), &tenant.key, "half-open")
+            .await?
+            .close()
+            .await
     });
 }
 

@@ -73,12 +73,14 @@ fn both_parts_serve_health_and_the_seven_metrics() {
         {
             stack::page(admin, "/health/live").await?;
             stack::page(admin, "/health/ready").await?;
-            let page = stack::page(admin, "/metrics").await?;
+            // The lag is looked at now and then, and shown from the first time on.
+            let page = wait::until(&format!("part {part} shows every metric"), async || {
+                let page = stack::page(admin, "/metrics").await?;
+                let shows = |name: &str| page.contains(&format!("# TYPE {}", name.trim_end_matches("_total")));
+                Ok(METRICS.iter().all(|(name, _)| shows(name)).then_some(page))
+            })
+            .await?;
             for (name, counted) in METRICS {
-                ensure!(
-                    page.contains(&format!("# TYPE {}", name.trim_end_matches("_total"))),
-                    "part {part} lacks {name}"
-                );
                 let samples = page.lines().filter(|line| line.starts_with(name));
                 let positive = samples
                     .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

@@ -7,14 +7,17 @@ use jsonwebtoken::Algorithm;
 use serde_json::json;
 use sluice_proto::pb::decision_service_client::DecisionServiceClient;
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
+use sluice_proto::pb::publish_request::Message as Publish;
 use sluice_proto::pb::subscribe_request::Message as Ask;
 use sluice_proto::pb::{self, SubscribeOpen};
-use sluice_tests::credentials::{Authority, Signer, hash, in_seconds};
+use sluice_tests::credentials::{Authority, KeyPage, Signer, forged, hash, in_seconds};
 use sluice_tests::run::on_prepared;
-use sluice_tests::session::{authorized, publish_one};
+use sluice_tests::session::{Session, authorized, publish_one};
 use sluice_tests::stack::{Options, Stack};
 use sluice_tests::subscribe::Stream;
 use sluice_tests::{events, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -58,6 +61,37 @@ async fn watch(channel: Channel, key: Option<&str>) -> Result<(), Status> {
         None => Request::new(message),
     };
     DecisionServiceClient::new(channel).watch(request).await.map(drop)
+}
+
+/// Whether a handshake ends with the alert `protocol_version`, where the client does not offer TLS 1.3.
+async fn is_refused_below_tls_1_3(stack: &Stack) -> Result<bool> {
+    // P-256, uncompressed points, ECDSA with SHA-256: all that TLS 1.2 wants to know.
+    let extensions = [
+        &[0, 10, 0, 4, 0, 2, 0, 23][..],
+        &[0, 11, 0, 2, 1, 0],
+        &[0, 13, 0, 4, 0, 2, 4, 3],
+    ]
+    .concat();
+    // TLS 1.2, a random of zeros, no session, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, no compression.
+    let body = [
+        &[3, 3][..],
+        &[0; 32],
+        &[0],
+        &[0, 2, 0xc0, 0x2b],
+        &[1, 0],
+        &[0, extensions.len() as u8],
+        &extensions,
+    ]
+    .concat();
+    let handshake = [&[1, 0, 0, body.len() as u8][..], &body].concat();
+    let record = [&[22, 3, 1, 0, handshake.len() as u8][..], &handshake].concat();
+    let mut socket = TcpStream::connect(stack.gateway_address()).await?;
+    socket.write_all(&record).await?;
+    let mut answer = [0; 7];
+    wait::soon("the handshake is answered", socket.read_exact(&mut answer)).await??;
+    println!("the answer to TLS 1.2 is {answer:?}");
+    // An alert of two bytes, fatal.
+    Ok(answer[0] == 21 && answer[5..] == [2, 70])
 }
 
 fn lacks(answer: Result<(), Status>, role: &str) -> Result<()> {
@@ -122,6 +156,10 @@ fn certificates_keys_and_roles_say_who_may_do_what() {
         ensure!(
             plain.is_err() || plain.is_ok_and(|answer| answer.is_err()),
             "plaintext was accepted"
+        );
+        ensure!(
+            is_refused_below_tls_1_3(stack).await?,
+            "a client that knows nothing newer than TLS 1.2 was served"
         );
         let by_key = authority.connect(&url, None).await?;
         publish(by_key.clone(), Some("a-key-of-acme")).await?;
@@ -197,11 +235,23 @@ fn signed_tokens_say_who_calls_until_they_expire() {
             claims[claim] = value;
             wrong.push(signers[0].token(&claims)?);
         }
+        let mut early = claims(600);
+        early["nbf"] = in_seconds(300).into();
+        wrong.push(signers[0].token(&early)?);
+        wrong.extend(forged("rs", &Signer::jwks(&[&signers[2]]), &claims(60))?);
         for token in wrong {
             let status = one(token.clone()).await?.err().context("a wrong token was accepted")?;
             assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
             ensure!(!status.message().contains(&token), "{status:?}");
         }
+
+        let mut confined = claims(60);
+        confined["topics"] = json!(["metric-events"]);
+        let status = one(signers[0].token(&confined)?).await?;
+        let status = status
+            .err()
+            .context("a topic that is not on the list was published to")?;
+        assert_eq!(status.code(), Code::PermissionDenied, "{status:?}");
 
         // The gateway allows for 30 s of difference between clocks.
         let short = || signers[1].token(&claims(-26));
@@ -221,6 +271,66 @@ fn signed_tokens_say_who_calls_until_they_expire() {
         let credentials = signers[0].token(&another)?;
         lives.send(Ask::Refresh(pb::SubscribeRefresh { credentials })).await?;
         assert_eq!(lives.refused().await?.code(), Code::Unauthenticated);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_issuers_keys_are_fetched_and_follow_its_page() {
+    on_prepared(gateway_with(&[]), async |stack| {
+        let [first, second] = [
+            Signer::new("first", Algorithm::ES256)?,
+            Signer::new("second", Algorithm::EdDSA)?,
+        ];
+        let mut page = KeyPage::serve(Signer::jwks(&[&first])).await?;
+        let keys = stack.directory().join("principals.toml");
+        let entry = format!(
+            "[[issuer]]\nissuer = \"https://id.example\"\naudience = \"sluice\"\njwks = \"{}\"\ntenant = \"acme\"\n",
+            page.url
+        );
+        std::fs::write(&keys, entry)?;
+        start(stack, &[("SLUICE_API_KEYS", &keys)]).await?;
+        let url = stack.gateway_url();
+        let claims = |seconds: i64, roles: &[&str]| {
+            json!({
+                "iss": "https://id.example", "aud": ["other", "sluice"], "sub": "checkout", "roles": roles,
+                "exp": in_seconds(seconds),
+            })
+        };
+        let publish = &["publish"];
+        let one = async |token: String| publish_one(&url, &token, events::payment("page")).await;
+        one(first.token(&claims(600, publish))?).await??;
+        let unknown = one(second.token(&claims(600, publish))?).await?;
+        assert_eq!(unknown.err().context("it was let in")?.code(), Code::Unauthenticated);
+
+        // A session goes on beyond its token with a fresh one, which the issuer signs with its newer key.
+        page.change(Some(Signer::jwks(&[&second])));
+        wait::until("the newer key is known", async || {
+            Ok(one(second.token(&claims(600, publish))?).await?.ok())
+        })
+        .await?;
+        let gone = one(first.token(&claims(600, publish))?).await?;
+        assert_eq!(gone.err().context("the old key works")?.code(), Code::Unauthenticated);
+        let short = second.token(&claims(-26, publish))?;
+        let mut ends = Session::open(&url, &short, "ends").await?;
+        let mut lives = Session::open(&url, &short, "lives").await?;
+        let refresh = async |session: &Session, claims: &serde_json::Value| {
+            let credentials = second.token(claims)?;
+            session.send(Publish::Refresh(pb::PublishRefresh { credentials })).await
+        };
+        refresh(&lives, &claims(600, publish)).await?;
+        let ended = ends.end().await?.err().context("it ended well")?;
+        assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+        lives.store(&[events::payment("page")]).await?;
+        refresh(&lives, &claims(600, &["publish", "subscribe"])).await?;
+        let ended = lives.end().await?.err().context("other roles were taken over")?;
+        assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+
+        // What is known outlives a page that cannot be read.
+        page.change(None);
+        page.asked_again().await?;
+        page.asked_again().await?;
+        one(second.token(&claims(600, publish))?).await??;
         Ok(())
     });
 }

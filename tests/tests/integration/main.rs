@@ -1,5 +1,6 @@
 //! The tests on real parts: see `sluice_tests` for what they stand on. One binary, because each links all of librdkafka.
 
+mod audit;
 mod bad_calls;
 mod bad_events;
 mod bounds;
@@ -23,6 +24,7 @@ mod rebalance;
 mod redrive;
 mod resume;
 mod resume_elsewhere;
+mod routes;
 mod rule_sets;
 mod rules;
 mod shutdown;

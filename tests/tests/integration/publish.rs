@@ -113,6 +113,18 @@ fn other_events_are_stored_in_their_topics() {
             let records = read(stack, topic).await?;
             let record = find(&records, &event.event_id).with_context(|| format!("nothing in {topic}"))?;
             assert_eq!(record.key, topics::key(&tenant.name, subject));
+            let (version, instance) = record
+                .header(headers::GATEWAY)?
+                .split_once('/')
+                .context("no instance")?;
+            ensure!(!version.is_empty() && !instance.is_empty(), "{version}/{instance}");
+            let received_at: i64 = record.header(headers::RECEIVED_AT)?.parse()?;
+            // Stored by a broker on the same machine, soon after.
+            let before_ms = record.stored_at_ms - received_at / 1_000;
+            ensure!(
+                (-1_000..60_000).contains(&before_ms),
+                "received {before_ms} ms before it was stored"
+            );
             let value = generic(stack, record).await?;
             assert_eq!(text(&value, "event_id"), event.event_id);
             assert_eq!(text(&value, "tenant"), tenant.name);

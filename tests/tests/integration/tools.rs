@@ -1,15 +1,19 @@
-//! The tools that operators have: grpcurl by reflection, kcat on the topics.
+//! The tools that operators have: grpcurl and ghz by reflection, kcat on the topics.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use sluice_proto::{headers, topics};
-use sluice_tests::run::on_shared;
+use sluice_tests::credentials::Authority;
+use sluice_tests::run::{on_own, on_shared};
 use sluice_tests::session::Session;
-use sluice_tests::stack::Stack;
+use sluice_tests::stack::{Options, Stack};
 use sluice_tests::subscription::Subscription;
 use sluice_tests::{command, events};
+
+/// Calls of each run of ghz.
+const GHZ_CALLS: &str = "50";
 
 /// Calls the gateway with nothing but its address and a key.
 async fn grpcurl(program: &Path, stack: &Stack, key: &str, before: &[&str], after: &[&str]) -> Result<String> {
@@ -32,6 +36,7 @@ fn grpcurl_lists_and_calls_the_services_by_reflection() {
         let services = grpcurl(&program, stack, &tenant.key, &[], &["list"]).await?;
         let expected = [
             "grpc.health.v1.Health",
+            "sluice.v1.AuditService",
             "sluice.v1.DecisionService",
             "sluice.v1.IngestService",
             "sluice.v1.SchemaService",
@@ -71,8 +76,12 @@ fn grpcurl_lists_and_calls_the_services_by_reflection() {
         subscription.decided(std::slice::from_ref(&event_id)).await?;
         assert_eq!(subscription.decisions[&event_id].reasons[0].rule_id, "LARGE_AMOUNT");
 
-        let health = grpcurl(&program, stack, &tenant.key, &[], &["grpc.health.v1.Health/Check"]).await?;
-        ensure!(health.contains("SERVING"), "{health}");
+        for service in expected.map(|name| if name.starts_with("sluice") { name } else { "" }) {
+            let data = serde_json::json!({ "service": service }).to_string();
+            let check = ["grpc.health.v1.Health/Check"];
+            let health = grpcurl(&program, stack, &tenant.key, &["-d", &data], &check).await?;
+            ensure!(health.contains("\"SERVING\""), "{service}: {health}");
+        }
         Ok(())
     });
 }
@@ -81,6 +90,117 @@ fn grpcurl_lists_and_calls_the_services_by_reflection() {
 fn now() -> Result<String> {
     let now = prost_types::Timestamp::from(std::time::SystemTime::now());
     Ok(now.to_string())
+}
+
+/// How grpcurl and ghz reach a gateway, and who they say they are.
+struct Way {
+    host: String,
+    grpcurl: Vec<String>,
+    ghz: Vec<String>,
+}
+
+impl Way {
+    fn plain(stack: &Stack, key: &str) -> Self {
+        let strings = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Self {
+            host: stack.gateway_address().to_string(),
+            grpcurl: strings(&["-plaintext", "-H", &format!("authorization: Bearer {key}")]),
+            ghz: strings(&[
+                "--insecure",
+                "-m",
+                &serde_json::json!({"authorization": format!("Bearer {key}")}).to_string(),
+            ]),
+        }
+    }
+
+    fn mutual_tls(port: u16, roots: &Path, certificate: &Path, key: &Path) -> Self {
+        let files = [("cacert", roots), ("cert", certificate), ("key", key)];
+        let options = |dashes: &str| {
+            let each = files.iter();
+            each.flat_map(|(name, path)| [format!("{dashes}{name}"), path.display().to_string()])
+                .collect()
+        };
+        Self {
+            host: format!("localhost:{port}"),
+            grpcurl: options("-"),
+            ghz: options("--"),
+        }
+    }
+
+    async fn check(&self, grpcurl: &Path, ghz: &Path) -> Result<()> {
+        for (method, answered) in [("PublishOne", "position"), ("Decide", "decision")] {
+            let method = format!("sluice.v1.IngestService/{method}");
+            let event = |event_id: &str, occurred_at: &str| {
+                serde_json::json!({"event": {
+                    "event_id": event_id,
+                    "occurred_at": occurred_at,
+                    "payment": {
+                        "account_id": "tools",
+                        "merchant_id": "merchant-1",
+                        "amount": {"currency_code": "EUR", "units": 12},
+                    },
+                }})
+                .to_string()
+            };
+            let mut call = Command::new(grpcurl);
+            call.args(&self.grpcurl).args(["-max-time", "14", "-d"]);
+            call.arg(event(&uuid::Uuid::now_v7().to_string(), &now()?));
+            call.args([&self.host, &method]);
+            let answer: serde_json::Value = serde_json::from_str(&command::succeed(call).await?)?;
+            ensure!(answer[answered].is_object(), "{method}: {answer}");
+
+            let mut load = Command::new(ghz);
+            load.args(&self.ghz)
+                .args(["--call", &method, "-n", GHZ_CALLS, "-c", "5", "-O", "json", "-d"]);
+            load.arg(event("{{newUUID}}", "{{.Timestamp}}")).arg(&self.host);
+            let report: serde_json::Value = serde_json::from_str(&command::succeed(load).await?)?;
+            let codes = &report["statusCodeDistribution"];
+            ensure!(
+                codes["OK"].as_u64() == GHZ_CALLS.parse().ok(),
+                "{method}: {codes} {report}"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn grpcurl_and_ghz_publish_and_decide_plainly_and_with_certificates() {
+    on_own(Options::default(), async |stack| {
+        let (Some(grpcurl), Some(ghz)) = (command::grpcurl().await?, command::ghz().await?) else {
+            command::skipped("grpcurl and ghz", "Go is missing, which installs them");
+            return Ok(());
+        };
+        let tenant = stack.tenant();
+        Way::plain(stack, &tenant.key).check(&grpcurl, &ghz).await?;
+
+        let directory = stack.directory().to_owned();
+        let authority = Authority::new()?;
+        let (certificate, key) = authority.sign("gateway", &["localhost"])?.write(&directory)?;
+        let [roots, principals, own, own_key] =
+            ["roots.pem", "principals.toml", "own.pem", "own.key"].map(|name| directory.join(name));
+        let client = authority.sign("checkout", &[])?;
+        std::fs::write(&own, &client.certificate)?;
+        std::fs::write(&own_key, &client.key)?;
+        std::fs::write(&roots, &authority.pem)?;
+        let entry = format!(
+            "[[certificate]]\nsubject = \"CN=checkout\"\ntenant = \"{}\"\n",
+            tenant.name
+        );
+        std::fs::write(&principals, entry)?;
+        for (variable, path) in [
+            ("SLUICE_API_KEYS", &principals),
+            ("SLUICE_TLS_CERT", &certificate),
+            ("SLUICE_TLS_KEY", &key),
+            ("SLUICE_TLS_CLIENT_CA", &roots),
+        ] {
+            stack.set_env(variable, &path.display().to_string());
+        }
+        let mut secure = stack.another_gateway("gateway-tls")?;
+        secure.ready().await?;
+        let way = Way::mutual_tls(secure.address.port(), &roots, &own, &own_key);
+        way.check(&grpcurl, &ghz).await
+    });
 }
 
 #[test]

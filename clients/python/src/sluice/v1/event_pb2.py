@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.type import money_pb2 as google_dot_type_dot_money__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sluice/v1/event.proto\x12\tsluice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\x88\x02\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12/\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07payment\x18\n \x01(\x0b\x32\x17.sluice.v1.PaymentEventH\x00\x12\x31\n\x0buser_action\x18\x0b \x01(\x0b\x32\x1a.sluice.v1.UserActionEventH\x00\x12(\n\x06system\x18\x0c \x01(\x0b\x32\x16.sluice.v1.SystemEventH\x00\x12(\n\x06metric\x18\r \x01(\x0b\x32\x16.sluice.v1.MetricEventH\x00\x42\t\n\x07payload\"\xef\x01\n\x0cPaymentEvent\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x13\n\x0bmerchant_id\x18\x03 \x01(\t\x12\x19\n\x11merchant_category\x18\x04 \x01(\t\x12\x13\n\x0bterminal_id\x18\x05 \x01(\t\x12(\n\x06method\x18\x06 \x01(\x0e\x32\x18.sluice.v1.PaymentMethod\x12\x11\n\tdevice_id\x18\x07 \x01(\t\x12%\n\x08location\x18\x08 \x01(\x0b\x32\x13.sluice.v1.Location\"y\n\x08Location\x12\x14\n\x0c\x63ountry_code\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\x15\n\x08latitude\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tlongitude\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_latitudeB\x0c\n\n_longitude\"\xb8\x01\n\x0fUserActionEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12>\n\nattributes\x18\x04 \x03(\x0b\x32*.sluice.v1.UserActionEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x0bSystemEvent\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x08severity\x18\x03 \x01(\x0e\x32\x13.sluice.v1.Severity\x12\x0f\n\x07message\x18\x04 \x01(\t\x12:\n\nattributes\x18\x05 \x03(\x0b\x32&.sluice.v1.SystemEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x0bMetricEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12:\n\nattributes\x18\x04 \x03(\x0b\x32&.sluice.v1.MetricEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xb2\x01\n\rPaymentMethod\x12\x1e\n\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPAYMENT_METHOD_CARD_PRESENT\x10\x01\x12#\n\x1fPAYMENT_METHOD_CARD_NOT_PRESENT\x10\x02\x12 \n\x1cPAYMENT_METHOD_BANK_TRANSFER\x10\x03\x12\x19\n\x15PAYMENT_METHOD_WALLET\x10\x04*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x42P\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sluice/v1/event.proto\x12\tsluice.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/type/money.proto\"\xc1\x02\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12/\n\x0boccurred_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05topic\x18\x03 \x01(\t\x12*\n\x07payment\x18\n \x01(\x0b\x32\x17.sluice.v1.PaymentEventH\x00\x12\x31\n\x0buser_action\x18\x0b \x01(\x0b\x32\x1a.sluice.v1.UserActionEventH\x00\x12(\n\x06system\x18\x0c \x01(\x0b\x32\x16.sluice.v1.SystemEventH\x00\x12(\n\x06metric\x18\r \x01(\x0b\x32\x16.sluice.v1.MetricEventH\x00\x12(\n\x06\x63ustom\x18\x0e \x01(\x0b\x32\x16.sluice.v1.CustomEventH\x00\x42\t\n\x07payload\"\xef\x01\n\x0cPaymentEvent\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\"\n\x06\x61mount\x18\x02 \x01(\x0b\x32\x12.google.type.Money\x12\x13\n\x0bmerchant_id\x18\x03 \x01(\t\x12\x19\n\x11merchant_category\x18\x04 \x01(\t\x12\x13\n\x0bterminal_id\x18\x05 \x01(\t\x12(\n\x06method\x18\x06 \x01(\x0e\x32\x18.sluice.v1.PaymentMethod\x12\x11\n\tdevice_id\x18\x07 \x01(\t\x12%\n\x08location\x18\x08 \x01(\x0b\x32\x13.sluice.v1.Location\"y\n\x08Location\x12\x14\n\x0c\x63ountry_code\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\t\x12\x15\n\x08latitude\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tlongitude\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_latitudeB\x0c\n\n_longitude\"\xb8\x01\n\x0fUserActionEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x11\n\tdevice_id\x18\x03 \x01(\t\x12>\n\nattributes\x18\x04 \x03(\x0b\x32*.sluice.v1.UserActionEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x01\n\x0bSystemEvent\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12%\n\x08severity\x18\x03 \x01(\x0e\x32\x13.sluice.v1.Severity\x12\x0f\n\x07message\x18\x04 \x01(\t\x12:\n\nattributes\x18\x05 \x03(\x0b\x32&.sluice.v1.SystemEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x0bMetricEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12:\n\nattributes\x18\x04 \x03(\x0b\x32&.sluice.v1.MetricEvent.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0b\x43ustomEvent\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06record\x18\x03 \x01(\x0c*\xb2\x01\n\rPaymentMethod\x12\x1e\n\x1aPAYMENT_METHOD_UNSPECIFIED\x10\x00\x12\x1f\n\x1bPAYMENT_METHOD_CARD_PRESENT\x10\x01\x12#\n\x1fPAYMENT_METHOD_CARD_NOT_PRESENT\x10\x02\x12 \n\x1cPAYMENT_METHOD_BANK_TRANSFER\x10\x03\x12\x19\n\x15PAYMENT_METHOD_WALLET\x10\x04*a\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n\rSEVERITY_INFO\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\x12\x12\n\x0eSEVERITY_ERROR\x10\x03\x42P\n\rcom.sluice.v1P\x01Z=github.com/sluice-gateway/sluice/clients/go/sluicev1;sluicev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,26 +40,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SYSTEMEVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
   _globals['_METRICEVENT_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_METRICEVENT_ATTRIBUTESENTRY']._serialized_options = b'8\001'
-  _globals['_PAYMENTMETHOD']._serialized_start=1297
-  _globals['_PAYMENTMETHOD']._serialized_end=1475
-  _globals['_SEVERITY']._serialized_start=1477
-  _globals['_SEVERITY']._serialized_end=1574
+  _globals['_PAYMENTMETHOD']._serialized_start=1416
+  _globals['_PAYMENTMETHOD']._serialized_end=1594
+  _globals['_SEVERITY']._serialized_start=1596
+  _globals['_SEVERITY']._serialized_end=1693
   _globals['_EVENT']._serialized_start=95
-  _globals['_EVENT']._serialized_end=359
-  _globals['_PAYMENTEVENT']._serialized_start=362
-  _globals['_PAYMENTEVENT']._serialized_end=601
-  _globals['_LOCATION']._serialized_start=603
-  _globals['_LOCATION']._serialized_end=724
-  _globals['_USERACTIONEVENT']._serialized_start=727
-  _globals['_USERACTIONEVENT']._serialized_end=911
-  _globals['_USERACTIONEVENT_ATTRIBUTESENTRY']._serialized_start=862
-  _globals['_USERACTIONEVENT_ATTRIBUTESENTRY']._serialized_end=911
-  _globals['_SYSTEMEVENT']._serialized_start=914
-  _globals['_SYSTEMEVENT']._serialized_end=1124
-  _globals['_SYSTEMEVENT_ATTRIBUTESENTRY']._serialized_start=862
-  _globals['_SYSTEMEVENT_ATTRIBUTESENTRY']._serialized_end=911
-  _globals['_METRICEVENT']._serialized_start=1127
-  _globals['_METRICEVENT']._serialized_end=1294
-  _globals['_METRICEVENT_ATTRIBUTESENTRY']._serialized_start=862
-  _globals['_METRICEVENT_ATTRIBUTESENTRY']._serialized_end=911
+  _globals['_EVENT']._serialized_end=416
+  _globals['_PAYMENTEVENT']._serialized_start=419
+  _globals['_PAYMENTEVENT']._serialized_end=658
+  _globals['_LOCATION']._serialized_start=660
+  _globals['_LOCATION']._serialized_end=781
+  _globals['_USERACTIONEVENT']._serialized_start=784
+  _globals['_USERACTIONEVENT']._serialized_end=968
+  _globals['_USERACTIONEVENT_ATTRIBUTESENTRY']._serialized_start=919
+  _globals['_USERACTIONEVENT_ATTRIBUTESENTRY']._serialized_end=968
+  _globals['_SYSTEMEVENT']._serialized_start=971
+  _globals['_SYSTEMEVENT']._serialized_end=1181
+  _globals['_SYSTEMEVENT_ATTRIBUTESENTRY']._serialized_start=919
+  _globals['_SYSTEMEVENT_ATTRIBUTESENTRY']._serialized_end=968
+  _globals['_METRICEVENT']._serialized_start=1184
+  _globals['_METRICEVENT']._serialized_end=1351
+  _globals['_METRICEVENT_ATTRIBUTESENTRY']._serialized_start=919
+  _globals['_METRICEVENT_ATTRIBUTESENTRY']._serialized_end=968
+  _globals['_CUSTOMEVENT']._serialized_start=1353
+  _globals['_CUSTOMEVENT']._serialized_end=1413
 # @@protoc_insertion_point(module_scope)

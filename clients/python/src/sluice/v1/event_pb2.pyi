@@ -36,20 +36,24 @@ SEVERITY_WARNING: Severity
 SEVERITY_ERROR: Severity
 
 class Event(_message.Message):
-    __slots__ = ("event_id", "occurred_at", "payment", "user_action", "system", "metric")
+    __slots__ = ("event_id", "occurred_at", "topic", "payment", "user_action", "system", "metric", "custom")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     OCCURRED_AT_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
     PAYMENT_FIELD_NUMBER: _ClassVar[int]
     USER_ACTION_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    CUSTOM_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     occurred_at: _timestamp_pb2.Timestamp
+    topic: str
     payment: PaymentEvent
     user_action: UserActionEvent
     system: SystemEvent
     metric: MetricEvent
-    def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., payment: _Optional[_Union[PaymentEvent, _Mapping]] = ..., user_action: _Optional[_Union[UserActionEvent, _Mapping]] = ..., system: _Optional[_Union[SystemEvent, _Mapping]] = ..., metric: _Optional[_Union[MetricEvent, _Mapping]] = ...) -> None: ...
+    custom: CustomEvent
+    def __init__(self, event_id: _Optional[str] = ..., occurred_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., topic: _Optional[str] = ..., payment: _Optional[_Union[PaymentEvent, _Mapping]] = ..., user_action: _Optional[_Union[UserActionEvent, _Mapping]] = ..., system: _Optional[_Union[SystemEvent, _Mapping]] = ..., metric: _Optional[_Union[MetricEvent, _Mapping]] = ..., custom: _Optional[_Union[CustomEvent, _Mapping]] = ...) -> None: ...
 
 class PaymentEvent(_message.Message):
     __slots__ = ("account_id", "amount", "merchant_id", "merchant_category", "terminal_id", "method", "device_id", "location")
@@ -141,3 +145,13 @@ class MetricEvent(_message.Message):
     unit: str
     attributes: _containers.ScalarMap[str, str]
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class CustomEvent(_message.Message):
+    __slots__ = ("type", "subject", "record")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    type: str
+    subject: str
+    record: bytes
+    def __init__(self, type: _Optional[str] = ..., subject: _Optional[str] = ..., record: _Optional[bytes] = ...) -> None: ...
