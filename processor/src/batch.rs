@@ -6,7 +6,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use rdkafka::message::BorrowedMessage;
 use sluice_kafka::telemetry::Span;
 use sluice_proto::decision::Decision;
 
@@ -27,16 +26,16 @@ pub(crate) enum Written {
 
 /// One record and what is written for it.
 #[derive(Debug)]
-pub(crate) struct Output<'m> {
-    pub(crate) message: &'m BorrowedMessage<'m>,
+pub(crate) struct Output<'m, R> {
+    pub(crate) message: &'m R,
     pub(crate) traceparent: Option<&'m str>,
     pub(crate) span: Option<Span>,
     pub(crate) written: Written,
 }
 
-impl<'m> Output<'m> {
+impl<'m, R> Output<'m, R> {
     /// Something of which no trace is kept.
-    pub(crate) fn untraced(message: &'m BorrowedMessage<'m>, written: Written) -> Self {
+    pub(crate) fn untraced(message: &'m R, written: Written) -> Self {
         Self {
             message,
             traceparent: None,
@@ -47,17 +46,27 @@ impl<'m> Output<'m> {
 }
 
 /// What a batch of records comes to.
-#[derive(Debug, Default)]
-pub(crate) struct Batch<'m> {
+#[derive(Debug)]
+pub(crate) struct Batch<'m, R> {
     /// In the order of the records. Duplicates have no output.
-    pub(crate) outputs: Vec<Output<'m>>,
+    pub(crate) outputs: Vec<Output<'m, R>>,
     /// The offset after the last record of each partition.
     pub(crate) ends: BTreeMap<i32, i64>,
     pub(crate) duplicates: u64,
     pub(crate) aside: Aside,
 }
 
-impl<'m> Batch<'m> {
+impl<'m, R> Batch<'m, R> {
+    /// One with room for what these many records come to.
+    pub(crate) fn with_capacity(records: usize) -> Self {
+        Self {
+            outputs: Vec::with_capacity(records),
+            ends: BTreeMap::new(),
+            duplicates: 0,
+            aside: Aside::default(),
+        }
+    }
+
     /// Identities of the payments to be decided.
     pub(crate) fn keys(&self) -> Vec<Key> {
         self.decisions().map(key).collect()
@@ -110,7 +119,7 @@ impl<'m> Batch<'m> {
         }
     }
 
-    fn decisions(&self) -> impl Iterator<Item = &Decision> + use<'_, 'm> {
+    fn decisions(&self) -> impl Iterator<Item = &Decision> + use<'_, 'm, R> {
         self.outputs.iter().filter_map(|output| match &output.written {
             Written::Decision(decision) => Some(decision),
             Written::RuleSet | Written::Letter { .. } => None,

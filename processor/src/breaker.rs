@@ -18,16 +18,16 @@ pub(crate) struct Breaker {
 
 impl Breaker {
     /// Opens after a failure, and says for how long.
-    pub(crate) fn open(&mut self) -> Duration {
+    pub(crate) fn open(&mut self, now: Instant) -> Duration {
         let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(16)).min(LONGEST_WAIT);
         self.failures = self.failures.saturating_add(1);
-        self.open_until = Some(Instant::now() + wait);
+        self.open_until = Some(now + wait);
         wait
     }
 
     /// Whether trying makes sense.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.open_until.is_none_or(|until| Instant::now() >= until)
+    pub(crate) fn is_closed(&self, now: Instant) -> bool {
+        self.open_until.is_none_or(|until| now >= until)
     }
 
     /// Forgets the failures, because something succeeded.
@@ -43,13 +43,14 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_a_bound_and_start_over_after_a_success() {
-        let mut breaker = Breaker::default();
-        assert!(breaker.is_closed());
-        let waits: Vec<u128> = (0..8).map(|_| breaker.open().as_millis()).collect();
+        let (mut breaker, now) = (Breaker::default(), Instant::now());
+        assert!(breaker.is_closed(now));
+        let waits: Vec<u128> = (0..8).map(|_| breaker.open(now).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
-        assert!(!breaker.is_closed());
+        assert!(!breaker.is_closed(now + Duration::from_millis(4_999)));
+        assert!(breaker.is_closed(now + LONGEST_WAIT));
         breaker.reset();
-        assert!(breaker.is_closed());
-        assert_eq!(breaker.open(), FIRST_WAIT);
+        assert!(breaker.is_closed(now));
+        assert_eq!(breaker.open(now), FIRST_WAIT);
     }
 }

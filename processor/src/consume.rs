@@ -10,17 +10,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{Message as _, TopicPartitionList};
 use sluice_kafka::error;
 use sluice_kafka::metrics;
 
-/// The lane's consumer.
-pub(crate) type Consumer = BaseConsumer<Context>;
+use crate::world::Member;
 
 /// How large a batch may get, and how long it may wait for more.
 #[derive(Clone, Copy, Debug)]
@@ -31,8 +28,7 @@ pub(crate) struct Bounds {
 }
 
 /// What the group gave this lane.
-#[derive(Clone, Default)]
-pub(crate) struct Assignment {
+pub(crate) struct Assignment<M> {
     /// Counts assignments and revocations.
     pub(crate) change: u64,
     /// In ascending order.
@@ -41,21 +37,39 @@ pub(crate) struct Assignment {
     ///
     /// It is taken once, when the partitions are assigned, and not with each batch: librdkafka resets it when the group
     /// throws the lane out, and offsets sent without a generation are not checked against one.
-    pub(crate) membership: Option<Arc<ConsumerGroupMetadata>>,
+    pub(crate) membership: Option<Arc<M>>,
+}
+
+impl<M> Assignment<M> {
+    /// As it is before the first poll.
+    pub(crate) const fn none() -> Self {
+        Self {
+            change: 0,
+            partitions: Vec::new(),
+            membership: None,
+        }
+    }
 }
 
 /// How often an error of polling is logged: while no broker can be reached there are thousands.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
 /// Notes rebalances for the lane.
-#[derive(Default)]
 pub(crate) struct Context {
     change: AtomicU64,
-    assignment: Mutex<Assignment>,
+    assignment: Mutex<Assignment<ConsumerGroupMetadata>>,
     logged: Mutex<Option<Instant>>,
 }
 
 impl Context {
+    pub(crate) const fn new() -> Self {
+        Self {
+            change: AtomicU64::new(0),
+            assignment: Mutex::new(Assignment::none()),
+            logged: Mutex::new(None),
+        }
+    }
+
     fn note(&self, partitions: Vec<i32>, membership: Option<ConsumerGroupMetadata>) {
         let change = self.change.fetch_add(1, Ordering::Relaxed) + 1;
         *self.lock() = Assignment {
@@ -66,8 +80,13 @@ impl Context {
     }
 
     /// The assignment as of the last poll.
-    pub(crate) fn assignment(&self) -> Assignment {
-        self.lock().clone()
+    pub(crate) fn assignment(&self) -> Assignment<ConsumerGroupMetadata> {
+        let assignment = self.lock();
+        Assignment {
+            change: assignment.change,
+            partitions: assignment.partitions.clone(),
+            membership: assignment.membership.clone(),
+        }
     }
 
     /// Whether the assignment is still the one with this count.
@@ -75,7 +94,8 @@ impl Context {
         self.change.load(Ordering::Relaxed) == change
     }
 
-    fn warn(&self, error: &error::Consumer) {
+    /// Says in the log that polling goes on, not too often.
+    pub(crate) fn warn(&self, error: &error::Consumer) {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|last| last.elapsed() > LOG_EVERY) {
             *logged = Some(Instant::now());
@@ -83,7 +103,7 @@ impl Context {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Assignment> {
+    fn lock(&self) -> MutexGuard<'_, Assignment<ConsumerGroupMetadata>> {
         self.assignment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,7 +116,7 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &Consumer, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let assigned = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             let mut partitions: Vec<i32> = partitions
                 .elements()
@@ -119,89 +139,46 @@ impl ConsumerContext for Context {
 }
 
 /// What a lane is given to do.
-pub(crate) enum Collected<'c> {
+pub(crate) enum Collected<R> {
     /// Records of the current assignment, at least one.
-    Records(Vec<BorrowedMessage<'c>>),
+    Records(Vec<R>),
     /// Nothing came within the wait.
     Idle,
     /// The assignment changed. Records that were collected before are dropped: they belong to the old one.
     Rebalanced,
 }
 
-/// Joins the group. Nothing is fetched before [`fetch_from`].
-///
-/// # Errors
-/// When the consumer cannot be created or the topic not be subscribed to.
-pub(crate) fn join(config: &ClientConfig, topic: &str) -> Result<Consumer, error::Consumer> {
-    let consumer =
-        BaseConsumer::from_config_and_context(config, Context::default()).map_err(error::Consumer::Create)?;
-    consumer.subscribe(&[topic]).map_err(|cause| error::Consumer::Control {
-        step: "subscribe",
-        cause,
-    })?;
-    Ok(consumer)
-}
-
-/// Fetches these partitions from these offsets on, and no others. None at all pauses the lane.
-///
-/// # Errors
-/// When librdkafka refuses, which is for good.
-pub(crate) fn fetch_from(
-    consumer: &Consumer,
-    topic: &str,
-    offsets: impl IntoIterator<Item = (i32, i64)>,
-) -> Result<(), error::Consumer> {
-    let control = |cause| error::Consumer::Control { step: "assign", cause };
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in offsets {
-        list.add_partition_offset(topic, partition, Offset::Offset(offset))
-            .map_err(control)?;
-    }
-    consumer.assign(&list).map_err(control)
-}
-
-/// What a lane never does: commits offsets before anything is decided. Only where the safeguard `offsets-last` is taken out.
-pub(crate) fn commit_early(consumer: &Consumer, records: &[BorrowedMessage<'_>]) -> Result<(), error::Consumer> {
-    records.iter().try_for_each(|record| {
-        let committed = consumer.commit_message(record, CommitMode::Sync);
-        committed.map_err(|cause| error::Consumer::Control { step: "commit", cause })
-    })
-}
-
-/// Waits for a first record, and collects what else is there up to the bounds.
+/// Waits for a first record, and collects what else is there up to the bounds. `now` tells the time.
 ///
 /// # Errors
 /// When the consumer can never be used again. Any other error is logged and counted here, because polling on is all that
 /// there is to do.
-pub(crate) fn collect<'c>(
-    consumer: &'c Consumer,
+pub(crate) fn collect<'c, M: Member>(
+    consumer: &'c M,
     bounds: &Bounds,
     wait: Duration,
     change: u64,
     metrics: &metrics::Consumer,
-) -> Result<Collected<'c>, error::Consumer> {
+    now: impl Fn() -> Instant,
+) -> Result<Collected<M::Record<'c>>, error::Consumer> {
     let mut records = Vec::new();
     let mut bytes = 0;
     let mut deadline = None;
     loop {
         // The clock is asked only where there is something to wait for.
-        let left = || {
-            deadline.map_or(wait, |deadline: Instant| {
-                deadline.saturating_duration_since(Instant::now())
-            })
-        };
+        let left = || deadline.map_or(wait, |deadline: Instant| deadline.saturating_duration_since(now()));
         let polled = consumer.poll(Duration::ZERO).or_else(|| consumer.poll(left()));
-        if !consumer.context().is_current(change) {
+        if !consumer.is_current(change) {
             return Ok(Collected::Rebalanced);
         }
         match polled {
             Some(Ok(record)) => {
-                bytes += record.payload_len();
+                bytes += record.payload().map_or(0, <[u8]>::len);
                 records.push(record);
                 if records.len() >= bounds.max_events || bytes >= bounds.max_bytes {
                     break;
                 }
-                deadline.get_or_insert_with(|| Instant::now() + bounds.linger);
+                deadline.get_or_insert_with(|| now() + bounds.linger);
             }
             Some(Err(source)) => {
                 let error = error::Consumer::Poll(source);
@@ -209,7 +186,7 @@ pub(crate) fn collect<'c>(
                 if error.is_fatal() {
                     return Err(error);
                 }
-                consumer.context().warn(&error);
+                consumer.warn(&error);
                 break;
             }
             None => break,

@@ -2,9 +2,10 @@
 //!
 //! Comes after [`crate::decode`] or a conflict in [`crate::ledger`], before [`crate::publish`].
 
-use rdkafka::Message;
-use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 use sluice_proto::headers;
+
+use crate::world::Record;
 
 /// Why a record is a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,8 +36,8 @@ impl Kind {
 }
 
 /// The record's own headers, as far as they are wanted, and those of the dead letter.
-pub(crate) fn letter_headers(message: &BorrowedMessage<'_>, kind: Kind, error: &str, with_own: bool) -> OwnedHeaders {
-    let own = if with_own { own_headers(message) } else { None };
+pub(crate) fn letter_headers(message: &impl Record, kind: Kind, error: &str, with_own: bool) -> OwnedHeaders {
+    let own = if with_own { message.detached_headers() } else { None };
     let retries = retries(message).to_string();
     let text = |key, value| Header {
         key,
@@ -52,15 +53,10 @@ pub(crate) fn letter_headers(message: &BorrowedMessage<'_>, kind: Kind, error: &
 }
 
 /// How often the record was a dead letter before and was driven again.
-fn retries(message: &BorrowedMessage<'_>) -> u32 {
+fn retries(message: &impl Record) -> u32 {
     let count = sluice_kafka::headers::read(message.headers(), [headers::RETRY_COUNT]);
     let count = count
         .ok()
         .and_then(|[count]| sluice_kafka::headers::text(count)?.parse().ok());
     count.unwrap_or(0)
-}
-
-/// A copy of the record's headers.
-pub(crate) fn own_headers(message: &BorrowedMessage<'_>) -> Option<OwnedHeaders> {
-    message.headers().map(rdkafka::message::BorrowedHeaders::detach)
 }

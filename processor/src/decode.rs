@@ -7,7 +7,6 @@ use std::panic::catch_unwind;
 use std::sync::Arc;
 
 use rdkafka::Message;
-use rdkafka::message::BorrowedMessage;
 use sluice_kafka::error;
 use sluice_kafka::registry::Registry;
 use sluice_proto::avro;
@@ -66,7 +65,7 @@ impl<T: avro::Record> Versions<T> {
     }
 
     /// Reads one record, which is not checked.
-    pub(crate) fn read(&mut self, message: &BorrowedMessage<'_>) -> Result<T, Failure> {
+    pub(crate) fn read(&mut self, message: &impl Message) -> Result<T, Failure> {
         let bytes = message.payload().ok_or_else(|| unreadable("the record has no value"))?;
         let record = match self.avro.decode(bytes) {
             Err(avro::DecodeError::UnknownSchema(id)) => {
@@ -98,7 +97,7 @@ impl Decoder {
     }
 
     /// Reads and checks one record.
-    pub(crate) fn decode<'m>(&mut self, message: &'m BorrowedMessage<'_>) -> Result<Record<'m>, Failure> {
+    pub(crate) fn decode<'m>(&mut self, message: &'m impl Message) -> Result<Record<'m>, Failure> {
         let names = [headers::CONTROL, headers::TRACEPARENT];
         let [control, traceparent] = sluice_kafka::headers::read(message.headers(), names).map_err(unreadable)?;
         if let Some(control) = control {

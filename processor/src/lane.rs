@@ -10,9 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use rdkafka::Message;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::message::BorrowedMessage;
 use sluice_kafka::registry::Registry;
 use sluice_kafka::telemetry::{SpanKind, Tracer};
 use sluice_kafka::{Topics, error, fail, metrics};
@@ -22,16 +19,17 @@ use uuid::Uuid;
 
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
-use crate::consume::{self, Assignment, Bounds, Collected, Consumer};
-use crate::decode::{Decoder, Failure, Record};
-use crate::ledger::{self, Ledger, Owner, Rows};
+use crate::consume::{self, Assignment, Bounds, Collected};
+use crate::decode::{self, Decoder, Failure};
+use crate::ledger::{self, Owner, Rows};
 use crate::metrics::{Metrics, Step};
-use crate::publish::{self, Publisher};
+use crate::publish;
 use crate::replay::{Kept, Replayed};
 use crate::rules::RuleSet;
-use crate::snapshot::{Due, Snapshots};
+use crate::snapshot::Due;
 use crate::state::{Observed, State};
 use crate::takeover::{self, Start, take_over};
+use crate::world::{Books, Member, Reader, Record, Transactions, World};
 
 /// How long a lane without records waits before it flushes its watermarks and looks whether it should end.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
@@ -42,14 +40,10 @@ const LAG_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What all lanes of the process share.
 pub(crate) struct Settings {
-    pub(crate) kafka: sluice_kafka::Config,
     pub(crate) topics: Topics,
-    pub(crate) group: String,
-    pub(crate) session_timeout: Duration,
     pub(crate) transaction_timeout: Duration,
     /// One for each lane.
     pub(crate) transactional_ids: Vec<String>,
-    pub(crate) postgres: String,
     pub(crate) bounds: Bounds,
     /// What decides where no record has put another rule set in force.
     pub(crate) rules: Arc<RuleSet>,
@@ -62,7 +56,6 @@ pub(crate) struct Settings {
     pub(crate) tracer: Tracer,
     /// State of partitions that no lane has taken over now: of use to whichever gets them next.
     pub(crate) kept: Kept,
-    pub(crate) snapshots: Snapshots,
     /// This run of the process, in the ledger's rows and in the log.
     pub(crate) run: Uuid,
 }
@@ -71,16 +64,6 @@ impl Settings {
     /// A lane's name, for people.
     pub(crate) fn lane_name(&self, lane: u16) -> String {
         self.transactional_ids[usize::from(lane)].clone()
-    }
-
-    pub(crate) fn publisher(&self, lane: u16) -> Result<Publisher, publish::Error> {
-        Publisher::new(
-            &self.kafka,
-            &self.transactional_ids[usize::from(lane)],
-            self.transaction_timeout,
-            self.decision_schema,
-            &self.kafka_metrics,
-        )
     }
 }
 
@@ -96,10 +79,16 @@ pub(crate) struct Part {
 }
 
 /// What has to be new after a failure.
-#[derive(Default)]
-pub(crate) struct Links {
-    pub(crate) ledger: Option<Ledger>,
-    pub(crate) publisher: Option<Publisher>,
+pub(crate) struct Links<W: World> {
+    pub(crate) ledger: Option<W::Books>,
+    pub(crate) publisher: Option<W::Transactions>,
+}
+
+impl<W: World> Links<W> {
+    const NONE: Self = Self {
+        ledger: None,
+        publisher: None,
+    };
 }
 
 /// Why a lane stopped in the middle of something. Everything but a dead consumer is answered by a takeover.
@@ -147,18 +136,19 @@ pub(crate) struct Signals {
 }
 
 /// One lane. It stays on its thread.
-pub(crate) struct Lane<'l> {
+struct Lane<'l, W: World> {
     number: u16,
+    world: &'l W,
     settings: &'l Settings,
     signals: &'l Signals,
-    consumer: &'l Consumer,
+    consumer: &'l W::Member,
     consumed: metrics::Consumer,
     decoder: Decoder,
-    assignment: Assignment,
+    assignment: Assignment<W::Membership>,
     /// Why the assigned partitions have to be taken over before anything else, if they have to.
     owed: Option<String>,
     breaker: Breaker,
-    links: Links,
+    links: Links<W>,
     parts: BTreeMap<i32, Part>,
     rows: Rows,
     measured: Instant,
@@ -168,24 +158,24 @@ pub(crate) struct Lane<'l> {
 ///
 /// # Errors
 /// Only when its Kafka client can never be used again.
-pub(crate) fn run(number: u16, settings: &Settings, signals: &Signals) -> Result<(), Error> {
-    let config = settings.kafka.consumer(&settings.group, settings.session_timeout);
-    let consumer = consume::join(&config, &settings.topics.payments)?;
+pub(crate) fn run(number: u16, world: &impl World, settings: &Settings, signals: &Signals) -> Result<(), Error> {
+    let consumer = world.join(settings)?;
     let decoder = Decoder::new(settings.payment_schema, settings.registry.clone())?;
     let mut lane = Lane {
         number,
+        world,
         settings,
         signals,
         consumer: &consumer,
         consumed: settings.kafka_metrics.consumer(&settings.topics.payments),
         decoder,
-        assignment: Assignment::default(),
+        assignment: Assignment::none(),
         owed: None,
         breaker: Breaker::default(),
-        links: Links::default(),
+        links: Links::NONE,
         parts: BTreeMap::new(),
         rows: Rows::default(),
-        measured: Instant::now(),
+        measured: world.now(),
     };
     while !signals.stop.load(Ordering::Relaxed) {
         match lane.step() {
@@ -198,9 +188,12 @@ pub(crate) fn run(number: u16, settings: &Settings, signals: &Signals) -> Result
     Ok(())
 }
 
-impl Lane<'_> {
+/// A record of the payments topic.
+type Polled<'r, W> = <<W as World>::Member as Reader>::Record<'r>;
+
+impl<W: World> Lane<'_, W> {
     fn step(&mut self) -> Result<(), Error> {
-        if self.owed.is_some() && self.breaker.is_closed() {
+        if self.owed.is_some() && self.breaker.is_closed(self.world.now()) {
             self.take_over()?;
         }
         match consume::collect(
@@ -209,10 +202,11 @@ impl Lane<'_> {
             IDLE_WAIT,
             self.assignment.change,
             &self.consumed,
+            || self.world.now(),
         )? {
             Collected::Rebalanced => {
                 self.park();
-                self.assignment = self.consumer.context().assignment();
+                self.assignment = self.consumer.assignment();
                 self.owed = self.assignment.membership.is_some().then(|| "assignment".to_owned());
                 Ok(())
             }
@@ -224,6 +218,7 @@ impl Lane<'_> {
     fn take_over(&mut self) -> Result<(), Error> {
         let Some(reason) = &self.owed else { return Ok(()) };
         let start = Start {
+            world: self.world,
             settings: self.settings,
             lane: self.number,
             consumer: self.consumer,
@@ -234,7 +229,7 @@ impl Lane<'_> {
         let goes_on = || {
             // Nothing is assigned meanwhile, so that polling serves the group and gives no record.
             consumer.poll(Duration::ZERO).is_none_or(|_| true)
-                && consumer.context().is_current(change)
+                && consumer.is_current(change)
                 && !signals.stop.load(Ordering::Relaxed)
         };
         self.parts = match take_over(&start, &mut self.links, &mut self.decoder, goes_on) {
@@ -249,10 +244,10 @@ impl Lane<'_> {
     }
 
     /// One batch, from records to decisions that can be seen.
-    fn process(&mut self, records: &[BorrowedMessage<'_>]) -> Result<(), Error> {
+    fn process(&mut self, records: &[Polled<'_, W>]) -> Result<(), Error> {
         fail::point("lane.polled")?;
         if !fail::safeguard("offsets-last") {
-            consume::commit_early(self.consumer, records)?;
+            self.consumer.commit_early(records)?;
         }
         let mut timer = Timer::start(&self.settings.metrics);
         let mut batch = self.decide(records)?;
@@ -290,18 +285,17 @@ impl Lane<'_> {
     }
 
     /// Reads and judges every record. What the state learns is not merged yet.
-    fn decide<'m>(&mut self, records: &'m [BorrowedMessage<'m>]) -> Result<Batch<'m>, Error> {
+    fn decide<'m, R: Record>(&mut self, records: &'m [R]) -> Result<Batch<'m, R>, Error> {
         let tracer = &self.settings.tracer;
         let now = SystemTime::now();
-        let mut batch = Batch::default();
-        batch.outputs.reserve(records.len());
+        let mut batch = Batch::with_capacity(records.len());
         for message in records {
             let (partition, offset) = (message.partition(), message.offset());
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
             batch.ends.insert(partition, offset + 1);
             let input = match self.decoder.decode(message) {
-                Ok(Record::Payment(input)) => input,
-                Ok(Record::Rules(rules)) => {
+                Ok(decode::Record::Payment(input)) => input,
+                Ok(decode::Record::Rules(rules)) => {
                     tracing::info!(partition, offset, rules = &*rules.version(), "rule set");
                     part.state.apply(rules);
                     batch.outputs.push(Output::untraced(message, Written::RuleSet));
@@ -346,7 +340,7 @@ impl Lane<'_> {
 
     /// Makes a batch durable. Postgres prepares while Kafka takes the records and the offsets, which count from the
     /// commit on; the commit comes when both are done.
-    fn transact(&mut self, batch: &Batch<'_>, timer: &mut Timer<'_>) -> Result<(), Error> {
+    fn transact(&mut self, batch: &Batch<'_, impl Record>, timer: &mut Timer<'_>) -> Result<(), Error> {
         let membership = self.assignment.membership.clone().ok_or(Error::NotTakenOver)?;
         let owners = self.owners(|partition, part| batch.ends.contains_key(&partition) || part.flushed < part.next);
         let epoch = |partition| self.parts.get(&partition).map_or(0, |part| part.epoch);
@@ -391,9 +385,7 @@ impl Lane<'_> {
 
     fn offer_snapshots(&mut self) {
         for (partition, part) in &mut self.parts {
-            self.settings
-                .snapshots
-                .offer(&mut part.snapshot, *partition, part.next, &part.state);
+            self.world.offer(&mut part.snapshot, *partition, part.next, &part.state);
         }
     }
 
@@ -418,7 +410,7 @@ impl Lane<'_> {
 
     /// Gives up what is open, and owes a takeover: after a while, in which the lane stays in its group and fetches nothing.
     fn fail(&mut self, error: &Error) -> Result<(), error::Consumer> {
-        let wait = self.breaker.open();
+        let wait = self.breaker.open(self.world.now());
         self.settings.metrics.breaker(self.number, true);
         tracing::error!(lane = self.number, %error, wait_ms = wait.as_millis() as u64, "taking over again");
         if let (Error::Publish(error), Some(publisher)) = (error, &self.links.publisher) {
@@ -429,13 +421,13 @@ impl Lane<'_> {
         {
             tracing::debug!(%error, "not aborted: the next producer fences what is open");
         }
-        self.links = Links::default();
+        self.links = Links::NONE;
         self.park();
         if self.assignment.membership.is_some() {
             // The first cause is the one to tell.
             self.owed.get_or_insert_with(|| error.to_string());
         }
-        consume::fetch_from(self.consumer, &self.settings.topics.payments, [])
+        self.consumer.read_from([])
     }
 
     /// Keeps the merged state of every partition for whichever lane takes it over next.
@@ -458,39 +450,38 @@ impl Lane<'_> {
             tracing::warn!(lane = self.number, %error, "the last watermarks are left to the next takeover");
         }
         for (partition, part) in &self.parts {
-            self.settings
-                .snapshots
-                .leave(&part.snapshot, *partition, part.next, &part.state);
+            self.world.leave(&part.snapshot, *partition, part.next, &part.state);
         }
         tracing::info!(lane = self.number, "ended");
     }
 
     fn measure(&mut self) {
-        if self.measured.elapsed() < MEASURE_EVERY {
+        let now = self.world.now();
+        if now.duration_since(self.measured) < MEASURE_EVERY {
             return;
         }
-        self.measured = Instant::now();
+        self.measured = now;
         let sizes = self.parts.values().map(|part| part.state.sizes());
         self.settings.metrics.remembered(self.number, sizes.sum());
         let topic = &self.settings.topics.payments;
         for (partition, part) in &self.parts {
-            let Ok((_, high)) = self.consumer.fetch_watermarks(topic, *partition, LAG_TIMEOUT) else {
+            let Ok((_, high)) = self.consumer.ends(*partition, LAG_TIMEOUT) else {
                 return;
             };
             self.settings.kafka_metrics.lag(topic, *partition).set(high - part.next);
         }
     }
 
-    fn ledger(&mut self) -> Result<&mut Ledger, Error> {
+    fn ledger(&mut self) -> Result<&mut W::Books, Error> {
         self.links.ledger.as_mut().ok_or(Error::NotTakenOver)
     }
 
-    fn publisher(&mut self) -> Result<&mut Publisher, Error> {
+    fn publisher(&mut self) -> Result<&mut W::Transactions, Error> {
         self.links.publisher.as_mut().ok_or(Error::NotTakenOver)
     }
 }
 
-fn end_spans(batch: Batch<'_>) {
+fn end_spans<R>(batch: Batch<'_, R>) {
     let now = SystemTime::now();
     for span in batch.outputs.into_iter().filter_map(|output| output.span) {
         span.end(now);

@@ -20,6 +20,8 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::world::Books;
+
 pub(crate) use rows::Rows;
 
 /// How long one call may take before Postgres counts as down. Shorter than Kafka's default transaction timeout, so that a
@@ -124,9 +126,23 @@ impl Ledger {
         })
     }
 
-    /// Takes ownership of these partitions: counts their epochs up, so that any other lane's writes change nothing from
-    /// here on, and makes sure that there is a place for their rows.
-    pub(crate) fn bump_epochs(&mut self, parts: &[i32], instance: &str) -> Result<Vec<Owner>, Error> {
+    fn call<T>(
+        &mut self,
+        what: &'static str,
+        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Failure>,
+    ) -> Result<T, Error> {
+        let connection = self.connection.as_mut().ok_or(Error::Busy)?;
+        let done = self
+            .runtime
+            .block_on(async { timeout(TIMEOUT, operation(connection)).await });
+        outcome(what, done)
+    }
+}
+
+impl Books for Ledger {
+    type Preparing = Preparing;
+
+    fn bump_epochs(&mut self, parts: &[i32], instance: &str) -> Result<Vec<Owner>, Error> {
         const SQL: &str = "INSERT INTO part_owner (topic, part, epoch, watermark, instance) \
              SELECT $1, part, 1, 0, $3 FROM unnest($2) AS part ORDER BY part \
              ON CONFLICT (topic, part) DO UPDATE \
@@ -149,8 +165,7 @@ impl Ledger {
         })
     }
 
-    /// Removes every row at or above an owner's watermark, records that, and sets the watermark; all or nothing.
-    pub(crate) fn compensate(&mut self, owners: &[Owner], reason: &str) -> Result<Vec<Compensated>, Error> {
+    fn compensate(&mut self, owners: &[Owner], reason: &str) -> Result<Vec<Compensated>, Error> {
         const REMOVE: &str = "WITH removed AS (DELETE FROM ledger WHERE part = $1 AND off >= $2 RETURNING off) \
              SELECT count(*), min(off), max(off) FROM removed";
         const RECORD: &str = "INSERT INTO compensation (topic, part, epoch, first_off, last_off, row_count, reason, run) \
@@ -195,9 +210,7 @@ impl Ledger {
         })
     }
 
-    /// Begins to prepare a batch: to set the watermarks that the previous batch left, which proves the ownership, and to
-    /// write the rows; all or nothing.
-    pub(crate) fn prepare(&mut self, owners: Vec<Owner>, mut rows: Rows) -> Result<Preparing, Error> {
+    fn prepare(&mut self, owners: Vec<Owner>, mut rows: Rows) -> Result<Preparing, Error> {
         let mut connection = self.connection.take().ok_or(Error::Busy)?;
         let topic = self.topic.clone();
         Ok(Preparing(self.runtime.spawn(async move {
@@ -206,8 +219,7 @@ impl Ledger {
         })))
     }
 
-    /// Waits until a batch is prepared, or is known not to be. Gives the rows back, for their memory.
-    pub(crate) fn finish(&mut self, preparing: Preparing) -> Result<Rows, Error> {
+    fn finish(&mut self, preparing: Preparing) -> Result<Rows, Error> {
         let (connection, rows, done) = match self.runtime.block_on(preparing.0) {
             Ok(ended) => ended,
             Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
@@ -217,8 +229,7 @@ impl Ledger {
         done.map(|()| rows)
     }
 
-    /// Sets watermarks when there is no batch for them to travel with.
-    pub(crate) fn flush(&mut self, owners: &[Owner]) -> Result<(), Error> {
+    fn flush(&mut self, owners: &[Owner]) -> Result<(), Error> {
         let topic = self.topic.clone();
         self.call("set a watermark", async move |connection| {
             let mut transaction = connection.begin().await?;
@@ -228,8 +239,7 @@ impl Ledger {
         })
     }
 
-    /// Whether there is a row for this offset.
-    pub(crate) fn holds(&mut self, part: i32, off: i64) -> Result<bool, Error> {
+    fn holds(&mut self, part: i32, off: i64) -> Result<bool, Error> {
         const SQL: &str = "SELECT EXISTS (SELECT 1 FROM ledger WHERE part = $1 AND off = $2)";
         self.call("look for a row", async move |connection| {
             Ok(sqlx::query_scalar(SQL)
@@ -240,9 +250,7 @@ impl Ledger {
         })
     }
 
-    /// Writes rows of committed decisions, unless they are there, and sets the watermark, which proves the ownership; all
-    /// or nothing. Says what was missing.
-    pub(crate) fn refill(&mut self, owner: Owner, rows: &mut Rows) -> Result<Option<Refilled>, Error> {
+    fn refill(&mut self, owner: Owner, rows: &mut Rows) -> Result<Option<Refilled>, Error> {
         let topic = self.topic.clone();
         self.call("fill rows in again", async move |connection| {
             let mut transaction = connection.begin().await?;
@@ -264,8 +272,7 @@ impl Ledger {
         })
     }
 
-    /// Which of these payments are in the ledger, and when they occurred, in microseconds since the Unix epoch.
-    pub(crate) fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, Error> {
+    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, Error> {
         const SQL: &str = "SELECT part, tenant, event_id, (extract(epoch FROM occurred_at) * 1000000)::bigint FROM ledger \
              WHERE (part, tenant, event_id) IN (SELECT * FROM unnest($1::int[], $2::text[], $3::uuid[]))";
         let parts: Vec<i32> = keys.iter().map(|key| key.0).collect();
@@ -283,18 +290,6 @@ impl Ledger {
                 .map(|(part, tenant, id, occurred_at)| ((part, tenant, id), occurred_at))
                 .collect())
         })
-    }
-
-    fn call<T>(
-        &mut self,
-        what: &'static str,
-        operation: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Failure>,
-    ) -> Result<T, Error> {
-        let connection = self.connection.as_mut().ok_or(Error::Busy)?;
-        let done = self
-            .runtime
-            .block_on(async { timeout(TIMEOUT, operation(connection)).await });
-        outcome(what, done)
     }
 }
 

@@ -28,11 +28,13 @@ mod publish;
 mod refill;
 mod replay;
 mod score;
+mod servers;
 mod snapshot;
 mod state;
 mod takeover;
 mod whereabouts;
 mod windows;
+mod world;
 
 #[cfg(test)]
 mod testing;

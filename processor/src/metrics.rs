@@ -265,7 +265,7 @@ impl Metrics {
     }
 
     /// Counts a batch of so many records that is committed.
-    pub(crate) fn committed(&self, records: usize, batch: &Batch<'_>) {
+    pub(crate) fn committed(&self, records: usize, batch: &Batch<'_, impl Sized>) {
         let mut outcomes = [0_u64; Outcome::ALL.len()];
         let mut late = 0;
         for output in &batch.outputs {

@@ -31,6 +31,7 @@ use crate::lane::{self, Settings, Signals};
 use crate::ledger;
 use crate::metrics::Metrics;
 use crate::replay::Kept;
+use crate::servers::Servers;
 use crate::snapshot::{self, Snapshots};
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
@@ -99,6 +100,7 @@ pub enum Error {
 
 /// Everything that was checked and made before the first record.
 pub struct Processor {
+    servers: Servers,
     settings: Settings,
     lanes: u16,
     admin: AdminServer,
@@ -141,9 +143,14 @@ impl Processor {
         let rules = config.rule_set()?;
         let run = Uuid::now_v7();
         tracing::info!(%run, rules = &*rules.version(), lanes = config.lanes, "built");
-        let settings = Settings {
+        let servers = Servers {
+            kafka: config.kafka.config(),
             group: config.group_name(),
             session_timeout: Duration::from_millis(config.session_timeout_ms.into()),
+            postgres: config.postgres.clone(),
+            snapshots,
+        };
+        let settings = Settings {
             transaction_timeout: config.transaction_timeout(),
             transactional_ids: (0..config.lanes).map(|lane| config.transactional_id(lane)).collect(),
             bounds: Bounds {
@@ -157,17 +164,15 @@ impl Processor {
             decision_schema,
             // The lanes wait in their own way, which keeps them in their group.
             registry: Arc::new(Registry::with_patience(&config.registry, Duration::ZERO)),
-            kafka: config.kafka.config(),
-            postgres: config.postgres,
             topics,
             metrics,
             kafka_metrics,
             tracer,
             kept: Kept::default(),
-            snapshots,
             run,
         };
         Ok(Self {
+            servers,
             settings,
             lanes: config.lanes,
             admin,
@@ -180,7 +185,7 @@ impl Processor {
     /// # Errors
     /// When a lane ends by itself, or not in time.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let settings = Arc::new(self.settings);
+        let shared = Arc::new((self.servers, self.settings));
         let signals: Arc<Vec<Signals>> = Arc::new((0..self.lanes).map(|_| Signals::default()).collect());
         let (close, closed) = oneshot::channel::<()>();
         let readiness = readiness(signals.clone());
@@ -190,7 +195,7 @@ impl Processor {
 
         let (report, mut reports) = mpsc::channel(usize::from(self.lanes));
         for lane in 0..self.lanes {
-            start_lane(lane, settings.clone(), signals.clone(), report.clone())?;
+            start_lane(lane, shared.clone(), signals.clone(), report.clone())?;
         }
         // The channel closes when every lane has reported.
         drop(report);
@@ -219,12 +224,13 @@ impl Processor {
 
 fn start_lane(
     lane: u16,
-    settings: Arc<Settings>,
+    shared: Arc<(Servers, Settings)>,
     signals: Arc<Vec<Signals>>,
     report: mpsc::Sender<Result<(), Error>>,
 ) -> Result<(), Error> {
     let body = move || {
-        let run = || lane::run(lane, &settings, &signals[usize::from(lane)]);
+        let (servers, settings) = &*shared;
+        let run = || lane::run(lane, servers, settings, &signals[usize::from(lane)]);
         let end = match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(Error::Lane {

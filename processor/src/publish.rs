@@ -10,17 +10,18 @@ use std::time::{Duration, Instant};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::message::{BorrowedMessage, Header, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::util::Timeout;
-use rdkafka::{ClientContext, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use sluice_kafka::{Config, Topics, error, fail, metrics};
 use sluice_proto::avro::{EncodeError, Encoder};
 use sluice_proto::decision::Decision;
 use sluice_proto::headers;
 
 use crate::batch::{Output, Written};
-use crate::dead_letter::{letter_headers, own_headers};
+use crate::dead_letter::letter_headers;
+use crate::world::{Record, Transactions};
 
 /// A commit that takes longer may have been sent twice, and the second one may still be on its way.
 pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
@@ -153,7 +154,7 @@ impl Publisher {
     }
 
     /// Opens the transaction and hands it all that is written for a batch. Deliveries go on in the background.
-    pub(crate) fn send(&mut self, outputs: &[Output<'_>]) -> Result<(), Error> {
+    pub(crate) fn send(&mut self, outputs: &[Output<'_, impl Record>]) -> Result<(), Error> {
         self.sent = Sent::default();
         self.producer().begin_transaction().map_err(step("begin_transaction"))?;
         for output in outputs {
@@ -264,7 +265,7 @@ impl Publisher {
         Ok(())
     }
 
-    fn send_decision(&mut self, decision: &Decision, output: &Output<'_>) -> Result<(), Error> {
+    fn send_decision(&mut self, decision: &Decision, output: &Output<'_, impl Record>) -> Result<(), Error> {
         self.payload.clear();
         self.encoder.encode(decision, &mut self.payload)?;
         self.key.clear();
@@ -290,15 +291,15 @@ impl Publisher {
         Ok(())
     }
 
-    fn send_copy(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Error> {
-        let with_headers = |own| if own { own_headers(message) } else { None }.unwrap_or_default();
+    fn send_copy(&mut self, message: &impl Record) -> Result<(), Error> {
+        let with_headers = |own| if own { message.detached_headers() } else { None }.unwrap_or_default();
         send_original(self.producer(), &self.topics.late, message, with_headers)?;
         self.sent.late += 1;
         Ok(())
     }
 
     /// Keeps a rule set for when its record is deleted with the payments around it.
-    fn send_rule_set(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Error> {
+    fn send_rule_set(&mut self, message: &impl Record) -> Result<(), Error> {
         let key = (message.offset() + 1).to_string();
         let record = BaseRecord::<str, [u8]>::to(&self.topics.rule_sets)
             .partition(message.partition())
@@ -327,13 +328,41 @@ impl Publisher {
     }
 }
 
+impl Transactions for Publisher {
+    type Membership = ConsumerGroupMetadata;
+
+    fn send<R: Record>(&mut self, outputs: &[Output<'_, R>]) -> Result<(), Error> {
+        Self::send(self, outputs)
+    }
+
+    fn settle(&mut self, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+        Self::settle(self, ends, membership)
+    }
+
+    fn prove(&mut self, offsets: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+        Self::prove(self, offsets, membership)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        Self::commit(self)
+    }
+
+    fn abort(&mut self) -> Result<(), Error> {
+        Self::abort(self)
+    }
+
+    fn failed(&self, error: &Error) {
+        Self::failed(self, error);
+    }
+}
+
 /// Sends a record on as it came, into the partition of the same number. A record so large that it does not fit once our
 /// headers are added goes without its payload and headers: it still stands where the letter says, and it must not stop
 /// the lane.
 fn send_original(
     producer: &BaseProducer<Context>,
     topic: &str,
-    message: &BorrowedMessage<'_>,
+    message: &impl Record,
     with_headers: impl Fn(bool) -> OwnedHeaders,
 ) -> Result<(), Error> {
     for whole in [true, false] {

@@ -11,9 +11,8 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::Message as _;
 use rdkafka::error::KafkaError;
-use rdkafka::{Message, Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
 use sluice_kafka::error;
 use sluice_proto::avro;
@@ -21,7 +20,8 @@ use sluice_proto::decision::Decision;
 
 use crate::decode::{Failure, Versions};
 use crate::lane::Settings;
-use crate::ledger::{self, Ledger, Owner, Rows};
+use crate::ledger::{self, Owner, Rows};
+use crate::world::{Books, Reader, World};
 
 /// How many offsets before the end of `decisions` are looked at first; each further step goes back twice as far.
 const FIRST_STEP: i64 = 256;
@@ -80,9 +80,10 @@ struct Gap {
 ///
 /// # Errors
 /// See [`Error`]; the next takeover goes on from the last chunk that was written.
-pub(crate) fn fill(
+pub(crate) fn fill<W: World>(
+    world: &W,
     settings: &Settings,
-    ledger: &mut Ledger,
+    ledger: &mut W::Books,
     doubts: impl Iterator<Item = Doubt>,
     open_for: Duration,
     mut goes_on: impl FnMut() -> bool,
@@ -97,11 +98,11 @@ pub(crate) fn fill(
     if suspects.is_empty() {
         return Ok(0);
     }
-    let gaps = find(settings, ledger, suspects, &mut goes_on)?;
+    let gaps = find(world, settings, ledger, suspects, &mut goes_on)?;
     if gaps.is_empty() {
         return Ok(0);
     }
-    let mut log = Log::open(settings, Isolation::ReadCommitted, &mut goes_on)?;
+    let mut log = Log::open(world, settings, Isolation::ReadCommitted, &mut goes_on)?;
     let mut rows = 0;
     for gap in gaps {
         rows += fill_gap(settings, ledger, &mut log, &gap, open_for)?;
@@ -111,13 +112,14 @@ pub(crate) fn fill(
 
 /// The suspects whose last decision has no row. What is not committed is read too: it is none of what is looked for,
 /// because its offsets are not committed either, and the marker of a committed transaction may still be on its way.
-fn find(
+fn find<W: World>(
+    world: &W,
     settings: &Settings,
-    ledger: &mut Ledger,
+    ledger: &mut W::Books,
     suspects: Vec<Doubt>,
     goes_on: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<Gap>, Error> {
-    let mut log = Log::open(settings, Isolation::ReadUncommitted, goes_on)?;
+    let mut log = Log::open(world, settings, Isolation::ReadUncommitted, goes_on)?;
     let mut gaps = Vec::new();
     for doubt in suspects {
         let Owner { part, watermark, .. } = doubt.owner;
@@ -140,10 +142,10 @@ fn find(
     Ok(gaps)
 }
 
-fn fill_gap(
+fn fill_gap<W: World>(
     settings: &Settings,
-    ledger: &mut Ledger,
-    log: &mut Log<'_>,
+    ledger: &mut W::Books,
+    log: &mut Log<'_, W>,
     gap: &Gap,
     open_for: Duration,
 ) -> Result<u64, Error> {
@@ -207,51 +209,52 @@ fn steps_back(low: i64, end: i64) -> impl Iterator<Item = i64> {
 }
 
 /// Partitions of `decisions`, one at a time.
-struct Log<'g> {
-    topic: String,
-    consumer: BaseConsumer,
+struct Log<'g, W: World> {
+    world: &'g W,
+    reader: W::Reader,
     decisions: Versions<Decision>,
     goes_on: &'g mut dyn FnMut() -> bool,
     asked: Instant,
     heard: Instant,
 }
 
-impl<'g> Log<'g> {
-    fn open(settings: &Settings, isolation: Isolation, goes_on: &'g mut dyn FnMut() -> bool) -> Result<Self, Error> {
-        let consumer = settings.kafka.reader(isolation).create();
+impl<'g, W: World> Log<'g, W> {
+    fn open(
+        world: &'g W,
+        settings: &Settings,
+        isolation: Isolation,
+        goes_on: &'g mut dyn FnMut() -> bool,
+    ) -> Result<Self, Error> {
         Ok(Self {
-            topic: settings.topics.decisions.clone(),
-            consumer: consumer.map_err(error::Consumer::Create)?,
+            world,
+            reader: world.reader(&settings.topics.decisions, isolation)?,
             decisions: Versions::new(settings.decision_schema, settings.registry.clone())?,
             goes_on,
-            asked: Instant::now(),
-            heard: Instant::now(),
+            asked: world.now(),
+            heard: world.now(),
         })
     }
 
     /// The first offset, and the one after the last that can be read.
     fn ends(&self, part: i32) -> Result<(i64, i64), error::Consumer> {
-        let what = "the ends of a partition of the decisions";
-        self.consumer
-            .fetch_watermarks(&self.topic, part, ENDS_TIMEOUT)
-            .map_err(|cause| error::Consumer::Offsets { what, cause })
+        self.reader.ends(part, ENDS_TIMEOUT)
     }
 
     /// Waits until everything before `end` is committed or aborted. Gives the first offset.
     fn wait_for(&mut self, part: i32, end: i64, open_for: Duration) -> Result<i64, Error> {
-        let deadline = Instant::now() + open_for;
-        self.assign(&TopicPartitionList::new())?;
+        let deadline = self.world.now() + open_for;
+        self.reader.read_from([])?;
         loop {
             let (low, readable) = self.ends(part)?;
             if readable >= end {
                 return Ok(low);
             }
-            if Instant::now() > deadline {
+            if self.world.now() > deadline {
                 return Err(Error::Open(part));
             }
             self.ask()?;
             // Nothing is assigned, so that this only waits.
-            drop(self.consumer.poll(POLL));
+            drop(self.reader.poll(POLL));
         }
     }
 
@@ -270,26 +273,17 @@ impl<'g> Log<'g> {
     }
 
     fn seek(&mut self, part: i32, offset: i64) -> Result<(), error::Consumer> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, part, Offset::Offset(offset))
-            .map_err(|cause| error::Consumer::Control { step: "assign", cause })?;
-        self.heard = Instant::now();
-        self.assign(&list)
-    }
-
-    fn assign(&self, list: &TopicPartitionList) -> Result<(), error::Consumer> {
-        self.consumer
-            .assign(list)
-            .map_err(|cause| error::Consumer::Control { step: "assign", cause })
+        self.heard = self.world.now();
+        self.reader.read_from([(part, offset)])
     }
 
     /// The next decision before `end`.
     fn next(&mut self, end: i64) -> Result<Option<Decision>, Error> {
         loop {
             self.ask()?;
-            match self.consumer.poll(POLL) {
+            match self.reader.poll(POLL) {
                 Some(Ok(message)) => {
-                    self.heard = Instant::now();
+                    self.heard = self.world.now();
                     if message.offset() >= end {
                         return Ok(None);
                     }
@@ -313,15 +307,16 @@ impl<'g> Log<'g> {
                 }
                 None => {}
             }
-            if self.heard.elapsed() > STALL {
+            if self.world.now().duration_since(self.heard) > STALL {
                 return Err(Error::Stalled);
             }
         }
     }
 
     fn ask(&mut self) -> Result<(), Error> {
-        if self.asked.elapsed() > ASK_EVERY {
-            self.asked = Instant::now();
+        let now = self.world.now();
+        if now.duration_since(self.asked) > ASK_EVERY {
+            self.asked = now;
             if !(self.goes_on)() {
                 return Err(Error::Cancelled);
             }

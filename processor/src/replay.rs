@@ -5,17 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::Message;
 use rdkafka::error::KafkaError;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use sluice_kafka::config::Isolation;
 use sluice_kafka::error;
 
 use crate::decode::{Decoder, Failure, Record};
 use crate::rules::RuleSet;
 use crate::state::State;
+use crate::world::{Reader, World};
 
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
@@ -85,31 +85,28 @@ pub enum Error {
 ///
 /// # Errors
 /// See [`Error`]; what was rebuilt up to there is lost.
-pub(crate) fn rebuild(
-    config: &ClientConfig,
+pub(crate) fn rebuild<W: World>(
+    world: &W,
     topic: &str,
     decoder: &mut Decoder,
     states: &mut BTreeMap<i32, (Replayed, i64)>,
     progress: impl Fn(i64),
     mut goes_on: impl FnMut() -> bool,
 ) -> Result<u64, Error> {
-    let mut start = TopicPartitionList::new();
-    let control = |cause| error::Consumer::Control { step: "assign", cause };
-    for (partition, (replayed, target)) in states.iter() {
-        if replayed.next < *target {
-            start
-                .add_partition_offset(topic, *partition, Offset::Offset(replayed.next))
-                .map_err(control)?;
-        }
-    }
-    let mut open = start.count();
+    let behind = |(_, (replayed, target)): &(&i32, &(Replayed, i64))| replayed.next < *target;
+    let start: Vec<(i32, i64)> = states
+        .iter()
+        .filter(behind)
+        .map(|(partition, (replayed, _))| (*partition, replayed.next))
+        .collect();
+    let mut open = start.len();
     if open == 0 {
         return Ok(0);
     }
-    let reader: BaseConsumer = config.create().map_err(error::Consumer::Create)?;
-    reader.assign(&start).map_err(control)?;
-    let (mut records, mut last_record, mut last_ask) = (0, Instant::now(), Instant::now());
-    let mut last_told = Instant::now();
+    let reader = world.reader(topic, Isolation::ReadCommitted)?;
+    reader.read_from(start)?;
+    let mut records = 0;
+    let [mut last_record, mut last_ask, mut last_told] = [world.now(); 3];
     while open > 0 {
         let polled = reader.poll(POLL);
         let quiet = polled.is_none();
@@ -117,7 +114,7 @@ pub(crate) fn rebuild(
             Some(Ok(message)) => {
                 records += 1;
                 if records % RECORDS_PER_LOOK == 1 {
-                    last_record = Instant::now();
+                    last_record = world.now();
                 }
                 apply(&message, decoder, states)?
             }
@@ -139,20 +136,24 @@ pub(crate) fn rebuild(
             // Offsets may be missing before the target, but nothing is after it in the state.
             replayed.next = *target;
             open -= 1;
-            pause(&reader, topic, partition)?;
+            reader.pause(partition)?;
         }
-        if (quiet || records % RECORDS_PER_LOOK == 0) && last_ask.elapsed() > ASK_EVERY {
-            last_ask = Instant::now();
+        if !quiet && records % RECORDS_PER_LOOK != 0 {
+            continue;
+        }
+        let now = world.now();
+        if now.duration_since(last_ask) > ASK_EVERY {
+            last_ask = now;
             let left = left(states);
             progress(left);
-            if last_told.elapsed() > TELL_EVERY {
-                last_told = Instant::now();
+            if now.duration_since(last_told) > TELL_EVERY {
+                last_told = now;
                 tracing::info!(records, left, "replaying");
             }
             if !goes_on() {
                 return Err(Error::Cancelled);
             }
-            if last_record.elapsed() > STALL {
+            if now.duration_since(last_record) > STALL {
                 return Err(Error::Stalled);
             }
         }
@@ -168,7 +169,7 @@ fn left(states: &BTreeMap<i32, (Replayed, i64)>) -> i64 {
 
 /// Takes one record in. Gives the partition when this was the last one before its target.
 fn apply(
-    message: &BorrowedMessage<'_>,
+    message: &impl Message,
     decoder: &mut Decoder,
     states: &mut BTreeMap<i32, (Replayed, i64)>,
 ) -> Result<Option<i32>, Error> {
@@ -198,12 +199,4 @@ fn apply(
     }
     replayed.next = message.offset() + 1;
     Ok(None)
-}
-
-fn pause(reader: &BaseConsumer, topic: &str, partition: i32) -> Result<(), error::Consumer> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, partition);
-    reader
-        .pause(&list)
-        .map_err(|cause| error::Consumer::Control { step: "pause", cause })
 }

@@ -81,6 +81,13 @@ pub(crate) struct Due {
     bytes: usize,
 }
 
+impl Due {
+    /// The first one of a partition, at this time.
+    pub(crate) const fn first(at: Instant) -> Self {
+        Self { at, next: 0, bytes: 0 }
+    }
+}
+
 impl Snapshots {
     /// Makes the directory, and starts the thread that writes. It ends when this is dropped.
     pub(crate) fn start(
@@ -114,11 +121,7 @@ impl Snapshots {
     /// keeping. Partitions take turns, so that no two are due at once.
     pub(crate) fn due(&self, partition: i32, partitions: usize) -> Due {
         let turn = f64::from(partition).rem_euclid(partitions.max(1) as f64) / partitions.max(1) as f64;
-        Due {
-            at: Instant::now() + self.interval.mul_f64(0.5 + turn / 2.0),
-            next: 0,
-            bytes: 0,
-        }
+        Due::first(Instant::now() + self.interval.mul_f64(0.5 + turn / 2.0))
     }
 
     /// Makes an image of the state and hands it over, if it is time. `next` is the offset after the last merged record. The

@@ -4,22 +4,19 @@
 //! Comes before the lane's first batch, after every rebalance, and after every failure.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::consumer::Consumer as _;
-use sluice_kafka::config::Isolation;
-use sluice_kafka::{admin, error, fail};
+use sluice_kafka::{error, fail};
 
-use crate::consume::{self, Assignment, Consumer};
+use crate::consume::Assignment;
 use crate::decode::Decoder;
 use crate::lane::{Links, Part, Settings};
-use crate::ledger::{self, Ledger, Owner};
+use crate::ledger::{self, Owner};
 use crate::publish;
 use crate::refill::{self, Doubt};
 use crate::replay::{self, Replayed};
 use crate::rule_archive;
-use crate::rules::RuleSet;
+use crate::world::{Books, Member, Reader, Transactions, World};
 
 /// How much longer than a transaction's timeout the stable offsets are waited for: the broker looks for transactions to
 /// abort every ten seconds.
@@ -67,43 +64,49 @@ impl Error {
 }
 
 /// What a takeover starts from.
-pub(crate) struct Start<'s> {
+pub(crate) struct Start<'s, W: World> {
+    pub(crate) world: &'s W,
     pub(crate) settings: &'s Settings,
     pub(crate) lane: u16,
-    pub(crate) consumer: &'s Consumer,
-    pub(crate) assignment: &'s Assignment,
+    pub(crate) consumer: &'s W::Member,
+    pub(crate) assignment: &'s Assignment<W::Membership>,
     /// Why, for the ledger's record of what is compensated.
     pub(crate) reason: &'s str,
 }
 
 /// Takes the assigned partitions over, and starts fetching them. `links` are kept where they are not in doubt.
-pub(crate) fn take_over(
-    start: &Start<'_>,
-    links: &mut Links,
+pub(crate) fn take_over<W: World>(
+    start: &Start<'_, W>,
+    links: &mut Links<W>,
     decoder: &mut Decoder,
     mut goes_on: impl FnMut() -> bool,
 ) -> Result<BTreeMap<i32, Part>, Error> {
-    let Start { settings, consumer, .. } = *start;
+    let Start {
+        world,
+        settings,
+        consumer,
+        ..
+    } = *start;
     let partitions = &start.assignment.partitions;
-    let started = Instant::now();
+    let started = world.now();
     if partitions.is_empty() {
         return Ok(BTreeMap::new());
     }
 
     // 1. Postgres: fence the old lane's writes.
-    let ledger = connected(&mut links.ledger, settings)?;
+    let ledger = connected(&mut links.ledger, world, settings)?;
     let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
     fail::point("takeover.epochs")?;
 
     // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
     let publisher = match &mut links.publisher {
         Some(publisher) => publisher,
-        none => none.insert(settings.publisher(start.lane)?),
+        none => none.insert(world.transactions(settings, start.lane)?),
     };
     fail::point("takeover.producer")?;
 
     // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
-    let offsets = stable_offsets(settings, consumer, &owners)?;
+    let offsets = stable_offsets(settings.transaction_timeout, consumer, &owners)?;
     fail::point("takeover.offsets")?;
 
     // 4. The group's own word that the partitions are this lane's, given after the epochs were counted up. Without it a lane
@@ -120,7 +123,7 @@ pub(crate) fn take_over(
         committed: committed[&owner.part],
     });
     let open_for = settings.transaction_timeout + OFFSETS_SLACK;
-    let refilled = refill::fill(settings, ledger, doubts, open_for, &mut goes_on)?;
+    let refilled = refill::fill(world, settings, ledger, doubts, open_for, &mut goes_on)?;
     fail::point("takeover.refill")?;
 
     // 6. Postgres: what was prepared at or above that never became visible.
@@ -131,16 +134,16 @@ pub(crate) fn take_over(
     fail::point("takeover.compensation")?;
 
     // 7. The state at exactly that offset.
-    let mut states = states(settings, &owners, &offsets)?;
-    let config = settings.kafka.reader(Isolation::ReadCommitted);
+    let mut states = states(world, settings, &owners, &offsets)?;
     let topic = &settings.topics.payments;
     let progress = |left| settings.metrics.replaying(start.lane, left);
-    let replayed = replay::rebuild(&config, topic, decoder, &mut states, progress, goes_on)?;
+    let replayed = replay::rebuild(world, topic, decoder, &mut states, progress, goes_on)?;
     fail::point("takeover.state")?;
 
-    let parts = parts(settings, owners, states);
-    consume::fetch_from(consumer, topic, parts.iter().map(|(part, it)| (*part, it.next)))?;
-    settings.metrics.taken_over(started.elapsed(), replayed, compensated);
+    let parts = parts(world, owners, states);
+    consumer.read_from(parts.iter().map(|(part, it)| (*part, it.next)))?;
+    let took = world.now().duration_since(started);
+    settings.metrics.taken_over(took, replayed, compensated);
     tracing::info!(
         lane = start.lane,
         ?partitions,
@@ -148,24 +151,25 @@ pub(crate) fn take_over(
         replayed,
         refilled,
         compensated,
-        took_ms = started.elapsed().as_millis() as u64,
+        took_ms = took.as_millis() as u64,
         "taken over"
     );
     Ok(parts)
 }
 
-fn connected<'l>(ledger: &'l mut Option<Ledger>, settings: &Settings) -> Result<&'l mut Ledger, ledger::Error> {
+fn connected<'l, W: World>(
+    ledger: &'l mut Option<W::Books>,
+    world: &W,
+    settings: &Settings,
+) -> Result<&'l mut W::Books, ledger::Error> {
     match ledger {
         Some(ledger) => Ok(ledger),
-        none => {
-            let new = Ledger::connect(&settings.postgres, &settings.topics.payments, settings.run)?;
-            Ok(none.insert(new))
-        }
+        none => Ok(none.insert(world.books(settings)?)),
     }
 }
 
 /// Says how many rows were removed.
-fn compensate(ledger: &mut Ledger, owners: &[Owner], reason: &str) -> Result<u64, ledger::Error> {
+fn compensate(ledger: &mut impl Books, owners: &[Owner], reason: &str) -> Result<u64, ledger::Error> {
     let mut rows = 0;
     for gone in ledger.compensate(owners, reason)? {
         tracing::warn!(
@@ -182,54 +186,45 @@ fn compensate(ledger: &mut Ledger, owners: &[Owner], reason: &str) -> Result<u64
 
 /// What is known of each partition's state, from this process or from a snapshot, which may be nothing; and the offset that
 /// it has to be brought up to.
-fn states(
+fn states<W: World>(
+    world: &W,
     settings: &Settings,
     owners: &[Owner],
     offsets: &BTreeMap<i32, Ends>,
 ) -> Result<BTreeMap<i32, (Replayed, i64)>, rule_archive::Error> {
-    let mut states = BTreeMap::new();
-    let mut unknown = Vec::new();
-    let mut restorer = settings.snapshots.restorer();
+    let (mut states, mut wanted) = (BTreeMap::new(), BTreeMap::new());
     for owner in owners {
         let Ends { low, committed } = offsets[&owner.part];
-        let usable = settings
-            .kept
-            .take(owner.part)
-            .filter(|kept| (low..=committed).contains(&kept.next));
-        let usable = usable.or_else(|| {
-            // Where nothing was committed that is still there, there is nothing to remember.
-            (low < committed)
-                .then(|| restorer.restore(owner.part, low, committed, |next| rules_at(settings, owner.part, next)))
-                .flatten()
-        });
-        match usable {
-            Some(known) => {
-                states.insert(owner.part, (known, committed));
-            }
-            None => unknown.push((owner.part, low.min(committed), committed)),
+        let kept = settings.kept.take(owner.part);
+        if let Some(kept) = kept.filter(|kept| (low..=committed).contains(&kept.next)) {
+            states.insert(owner.part, (kept, committed));
+        } else if low < committed {
+            wanted.insert(owner.part, (low, committed));
         }
     }
-    for (part, start, committed) in unknown {
+    // Where nothing was committed that is still there, there is nothing to remember.
+    for (part, restored) in world.restore(settings, &wanted) {
+        states.insert(part, (restored, offsets[&part].committed));
+    }
+    for (part, Ends { low, committed }) in offsets {
+        if states.contains_key(part) {
+            continue;
+        }
+        let start = *low.min(committed);
         // The record of the rule set that judged the first payment of a replay may be deleted, if anything is.
         let rules = if start > 0 {
-            rules_at(settings, part, start)?
+            world.rules_at(settings, *part, start)?
         } else {
-            settings.rules.clone()
+            None
         };
+        let rules = rules.unwrap_or_else(|| settings.rules.clone());
         let empty = Replayed::empty(settings.lateness_us, rules, start);
-        states.insert(part, (empty, committed));
+        states.insert(*part, (empty, *committed));
     }
     Ok(states)
 }
 
-/// The rule set that is in force at an offset of a partition.
-fn rules_at(settings: &Settings, partition: i32, offset: i64) -> Result<Arc<RuleSet>, rule_archive::Error> {
-    let last = rule_archive::last(&settings.kafka, &settings.topics, [(partition, offset)])?;
-    let applied = last.into_iter().next();
-    Ok(applied.map_or_else(|| settings.rules.clone(), |applied| applied.rules))
-}
-
-fn parts(settings: &Settings, owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {
+fn parts(world: &impl World, owners: Vec<Owner>, mut states: BTreeMap<i32, (Replayed, i64)>) -> BTreeMap<i32, Part> {
     let count = owners.len();
     owners
         .into_iter()
@@ -241,7 +236,7 @@ fn parts(settings: &Settings, owners: Vec<Owner>, mut states: BTreeMap<i32, (Rep
                 flushed: owner.watermark,
                 next,
                 state,
-                snapshot: settings.snapshots.due(owner.part, count),
+                snapshot: world.due(owner.part, count),
             };
             Some((owner.part, part))
         })
@@ -256,27 +251,15 @@ struct Ends {
 }
 
 fn stable_offsets(
-    settings: &Settings,
-    consumer: &Consumer,
+    transaction_timeout: Duration,
+    consumer: &impl Member,
     owners: &[Owner],
 ) -> Result<BTreeMap<i32, Ends>, error::Consumer> {
-    let topic = &settings.topics.payments;
-    let offsets = |cause| error::Consumer::Offsets {
-        what: "committed offsets",
-        cause,
-    };
     let partitions: Vec<i32> = owners.iter().map(|owner| owner.part).collect();
-    // The consumer reads committed only, which is what makes librdkafka ask for stable offsets.
-    let timeout = settings.transaction_timeout + OFFSETS_SLACK;
-    let committed = admin::committed(consumer, topic, &partitions, timeout).map_err(offsets)?;
+    let committed = consumer.committed(&partitions, transaction_timeout + OFFSETS_SLACK)?;
     let mut all = BTreeMap::new();
     for owner in owners {
-        let (low, high) = consumer
-            .fetch_watermarks(topic, owner.part, WATERMARKS_TIMEOUT)
-            .map_err(|cause| error::Consumer::Offsets {
-                what: "the ends of a partition",
-                cause,
-            })?;
+        let (low, high) = consumer.ends(owner.part, WATERMARKS_TIMEOUT)?;
         let committed = match committed.get(&owner.part) {
             Some(offset) => *offset,
             None => forgotten_offset(owner, low, high),

@@ -14,6 +14,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 
+use sluice_kafka::config::LINGER_MS;
+
 use super::{Line, Places};
 
 /// The audit log cannot be written.
