@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use protox::prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "sluice/v1/event.proto",
     "sluice/v1/decision.proto",
     "sluice/v1/ingest.proto",
     "sluice/v1/decisions.proto",
     "sluice/v1/schema.proto",
+    "sluice/v1/review.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

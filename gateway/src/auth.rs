@@ -68,11 +68,15 @@ pub enum Role {
     Subscribe,
     /// Publish a payment and wait for its decision.
     Decide,
+    /// End reviews and take payments back.
+    Review,
 }
 
 impl Role {
-    /// Every role: what a principal has unless its entry says otherwise.
-    pub const ALL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
+    /// What a principal has unless its entry says otherwise. Whoever may move money is named.
+    pub const USUAL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
+    /// Every role, which the development key has.
+    pub const ALL: [Self; 4] = [Self::Publish, Self::Subscribe, Self::Decide, Self::Review];
 }
 
 impl fmt::Display for Role {
@@ -81,6 +85,7 @@ impl fmt::Display for Role {
             Self::Publish => "publish",
             Self::Subscribe => "subscribe",
             Self::Decide => "decide",
+            Self::Review => "review",
         })
     }
 }

@@ -13,6 +13,7 @@ use sluice_kafka::{Topics, error, patiently};
 use sluice_proto::avro::{EncodeError, Record};
 use sluice_proto::decision::Decision;
 use sluice_proto::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use sluice_proto::settlement::Verdict;
 use sluice_proto::{pb, topics};
 
 use crate::config::Config;
@@ -22,6 +23,7 @@ use crate::ingest::encode::{Encoders, Routes, SchemaIds};
 use crate::ingest::publish::Publisher;
 use crate::ingest::resume;
 use crate::metrics::Metrics;
+use crate::review::Reviews;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
 pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
@@ -74,6 +76,8 @@ pub struct Parts {
     pub source: Source,
     /// Kafka's offsets.
     pub lookup: start::Lookup,
+    /// Verdicts to Kafka.
+    pub reviews: Reviews,
     /// What GetSchema answers.
     pub schemas: BTreeMap<String, pb::GetSchemaResponse>,
 }
@@ -106,6 +110,7 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
         system_events: register.schema::<SystemRecord>(&topics.system_events)?,
         metric_events: register.schema::<MetricRecord>(&topics.metric_events)?,
     };
+    let verdicts = register.schema::<Verdict>(&topics.verdicts)?;
     let source = Source {
         kafka: kafka.clone(),
         topic: topics.decisions.as_str().into(),
@@ -130,6 +135,7 @@ pub fn connect(config: &Config, kafka_metrics: &sluice_kafka::Metrics, metrics: 
             Consumer::build(source.clone(), metrics.clone())
         })
         .map_err(Error::Decisions)?,
+        reviews: Reviews::new(&kafka, &topics.verdicts, verdicts)?,
         lookup: start::Lookup::new(source.clone()).map_err(Error::Consumer)?,
         source,
         schemas,

@@ -13,6 +13,7 @@ use sluice_kafka::telemetry::Tracer;
 use sluice_proto::bounds::MAX_REQUEST_BYTES;
 use sluice_proto::pb::decision_service_server::DecisionServiceServer;
 use sluice_proto::pb::ingest_service_server::IngestServiceServer;
+use sluice_proto::pb::review_service_server::ReviewServiceServer;
 use sluice_proto::pb::schema_service_server::SchemaServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -42,6 +43,7 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::privacy::Privacy;
 use crate::quota::{FORGET_EVERY, Quotas, RELOAD_EVERY};
+use crate::review::Reviews;
 use crate::service::{Decisions, Ingest, Schemas};
 use crate::tls::Tls;
 use crate::{accept, decisions, ingest, reload, status};
@@ -117,6 +119,7 @@ pub struct Server {
     consumer: Consumer,
     peers: Peers,
     schemas: Schemas,
+    reviews: Reviews,
     draining: CancellationToken,
 }
 
@@ -152,6 +155,7 @@ impl Server {
             source,
             lookup,
             schemas,
+            reviews,
         } = parts;
         let quotas = Arc::new(config.load_quotas()?);
         let peers = Peers::join(
@@ -207,6 +211,7 @@ impl Server {
             consumer,
             peers,
             schemas: Schemas(schemas),
+            reviews,
             draining,
         })
     }
@@ -248,6 +253,7 @@ impl Server {
                 open,
                 self.auth,
                 self.schemas,
+                self.reviews,
                 self.ingest,
                 self.decisions,
                 &tasks,
@@ -348,6 +354,7 @@ fn routes(
     open: Routes,
     auth: Arc<Auth>,
     schemas: Schemas,
+    reviews: Reviews,
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     tasks: &TaskTracker,
@@ -383,9 +390,11 @@ fn routes(
     let decisions = decisions.accept_compressed(Gzip).accept_compressed(Zstd);
     let decisions = decisions.send_compressed(Gzip).send_compressed(Zstd);
     let schemas = SchemaServiceServer::new(schemas);
+    let reviews = ReviewServiceServer::new(reviews);
     open.add_service(InterceptedService::new(ingest, authenticated.clone()))
         .add_service(InterceptedService::new(decisions, authenticated.clone()))
-        .add_service(InterceptedService::new(schemas, authenticated))
+        .add_service(InterceptedService::new(schemas, authenticated.clone()))
+        .add_service(InterceptedService::new(reviews, authenticated))
 }
 
 /// Lets the controller set the window, for ever.

@@ -62,7 +62,7 @@ fn a_repeated_payment_is_a_duplicate_and_leaves_no_trace() {
     observe(&mut state, &at(1, 0));
     state.merge();
     assert_eq!(observe(&mut state, &at(1, 0)), Observed::Duplicate);
-    assert_eq!(observe(&mut state, &at(1, 9 * MINUTE)), Observed::Duplicate);
+    assert_eq!(observe(&mut state, &at(1, 9 * MINUTE)), Observed::Conflict);
     assert_eq!(
         recent(observe(&mut state, &at(2, 1))),
         2,

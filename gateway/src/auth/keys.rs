@@ -72,7 +72,7 @@ struct Certificate {
 impl Known {
     /// The development key alone.
     pub(super) fn development() -> Self {
-        let caller = caller(DEV_TENANT, DEV_TENANT, None);
+        let caller = caller(DEV_TENANT, DEV_TENANT, Some(Role::ALL.to_vec()));
         Self {
             keys: HashMap::from([(hash(DEV_KEY.as_bytes()), caller)]),
             certificates: HashMap::new(),
@@ -209,7 +209,7 @@ fn caller(tenant: &str, name: &str, roles: Option<Vec<Role>>) -> Caller {
     Caller {
         tenant: tenant.into(),
         name: name.into(),
-        roles: roles.map_or_else(|| Arc::from(Role::ALL), Arc::from),
+        roles: roles.map_or_else(|| Arc::from(Role::USUAL), Arc::from),
         expires: None,
         revoked: CancellationToken::new(),
     }
