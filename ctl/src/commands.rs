@@ -7,6 +7,7 @@ use sluice_proto::settlement::Action;
 
 use crate::backtest;
 use crate::dead_letters::{self, Redrive};
+use crate::detach;
 use crate::options::{self, Command, Options};
 use crate::review;
 use crate::rules;
@@ -47,6 +48,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
         Command::Review(options::Review::Cancel(say)) => {
             review::say(&config, &topics, Action::Cancel, say).with_context(at)
         }
+        Command::Ledger(options::Ledger::Detach(options)) => detach::detach(options),
         Command::Ledger(options::Ledger::Verify(options)) => verify::verify(&config, &admin, &topics, options),
         Command::Lag { group } => {
             let topic = if group.starts_with(CURSOR) {

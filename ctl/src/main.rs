@@ -5,6 +5,7 @@
 mod backtest;
 mod commands;
 mod dead_letters;
+mod detach;
 mod options;
 mod postgres;
 mod produce;

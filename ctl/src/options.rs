@@ -152,6 +152,22 @@ pub(crate) struct Say {
 pub(crate) enum Ledger {
     /// Compare every row with the decision that subscribers see; exit with 1 where anything is missing or differs
     Verify(Verify),
+    /// Take old, settled rows of a partition out of the ledger, into a table that can be dropped
+    Detach(Detach),
+}
+
+/// What is taken out.
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// The partition
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..MAX_PARTITIONS))]
+    pub(crate) partition: i32,
+    /// Rows that were written before this time, such as 2026-11-21T08:00:00Z
+    #[arg(long, value_parser = time)]
+    pub(crate) before: SystemTime,
+    /// URL of the Postgres database that holds the ledger
+    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
+    pub(crate) postgres: String,
 }
 
 /// What is compared.

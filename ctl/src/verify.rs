@@ -81,15 +81,19 @@ pub(crate) fn verify(config: &Config, admin: &Admin, topics: &Topics, verify: &V
     let mut findings = Findings::default();
     for (part, committed) in &committed {
         let ends = scanner.ends(&topics.decisions, *part)?;
+        let detached = postgres::run(&verify.postgres, async |connection| {
+            let query = sqlx::query_scalar("SELECT coalesce(max(below), 0) FROM ledger_detached WHERE part = $1");
+            query.bind(*part).fetch_one(connection).await
+        })?;
         let mut compare = Compare {
             postgres: &verify.postgres,
             part: *part,
-            from: (ends.start == 0).then_some(0),
+            from: (ends.start == 0).then_some(detached),
             chunk: Vec::new(),
             findings: &mut findings,
         };
         let mut failed = None;
-        let mut highest = -1;
+        let mut highest = detached - 1;
         scanner.read(&topics.decisions, &Ranges::from([(*part, ends)]), |message| {
             let read = read(&registry, &mut decoder, message.payload().unwrap_or_default())
                 .with_context(|| format!("decision at {}:{}", message.partition(), message.offset()));

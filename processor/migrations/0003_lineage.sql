@@ -54,3 +54,17 @@ FROM part_owner o LEFT JOIN ledger l USING (part) LEFT JOIN saga_owner s USING (
 GROUP BY o.topic, o.part, o.watermark, s.settled, s.notified;
 
 COMMENT ON VIEW coverage IS 'For each partition: the rows that the ledger has, how many were filled in again, and how far the saga has come.';
+
+CREATE TABLE ledger_detached (
+    part        integer     NOT NULL,
+    below       bigint      NOT NULL,
+    name        text        NOT NULL,
+    row_count   bigint      NOT NULL,
+    detached_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (part, below)
+);
+
+COMMENT ON TABLE ledger_detached IS 'Rows that were taken out of the ledger for good, and the tables in which they are until somebody drops them.';
+COMMENT ON COLUMN ledger_detached.below IS 'The partition''s rows below this offset are no longer in the ledger.';
+COMMENT ON COLUMN ledger_detached.name IS 'The table that has them; those of the saga are in the table of this name with saga before it.';
+COMMENT ON COLUMN ledger_detached.row_count IS 'Rows of the ledger in it.';

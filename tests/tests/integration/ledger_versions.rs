@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use sluice_proto::topics;
+use sluice_tests::rail::client::Rail;
 use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
 use sluice_tests::stack::{GROUP, Options, Stack};
 use sluice_tests::subscription::Subscription;
-use sluice_tests::{events, ledger, servers, wait};
+use sluice_tests::{events, ledger, money, servers, wait};
 use sqlx::migrate::Migrator;
 use sqlx::{Connection, PgConnection};
 
@@ -128,6 +129,65 @@ fn verify_names_what_an_older_backup_lost_and_a_takeover_brings_it_back() {
             "{refused}"
         );
         Ok(())
+    });
+}
+
+#[test]
+fn old_rows_are_detached_and_everything_goes_on() {
+    on_prepared(Options::default(), async |stack| {
+        let rail = Rail::start(stack.directory()).await?;
+        stack.set_processor_env("SLUICE_RAIL", &rail.url());
+        stack.start_all().await?;
+        let tenant = stack.tenant();
+        let url = stack.gateway_url();
+        let mut subscription = Subscription::open(&url, &tenant.key).await?;
+        let mut session = Session::open(&url, &tenant.key, "detached").await?;
+        let (old, young) = (events::payments("old", 100), events::payments("young", 60));
+        let review = events::with(events::payment("rich"), |payment| {
+            payment.amount = Some(events::euros(20_000, 0))
+        });
+        session.store(std::slice::from_ref(&review)).await?;
+        session.store(&old).await?;
+        subscription.decided(&events::ids(&old)).await?;
+        let mut connection = ledger::connect(stack).await?;
+        money::settled(&mut connection).await?;
+        let detach = |before: &str, stack: &Stack| -> Result<()> {
+            let postgres = stack.database_url()?;
+            for partition in 0..stack.partitions() {
+                let partition = partition.to_string();
+                let line = ["ledger", "detach", "--partition", partition.as_str()];
+                stack.sluicectl(&[&line[..], &["--before", before, "--postgres", postgres.as_str()]].concat())?;
+            }
+            Ok(())
+        };
+        detach("2020-01-01T00:00:00Z", stack)?;
+        assert_eq!(
+            count(&mut connection, "SELECT count(*) FROM ledger").await?,
+            101,
+            "nothing is so old"
+        );
+        detach("2100-01-01T00:00:00Z", stack)?;
+        let held = "SELECT min(off) FROM saga";
+        let part = "SELECT part::bigint FROM saga";
+        let (held, part) = (count(&mut connection, held).await?, count(&mut connection, part).await?);
+        let left = count(&mut connection, "SELECT count(*) FROM ledger").await?;
+        let beside = format!("SELECT count(*) FROM ledger WHERE part = {part} AND off >= {held}");
+        assert_eq!(
+            left,
+            count(&mut connection, &beside).await?,
+            "what is held, and what came after it, stays"
+        );
+        session.store(&young).await?;
+        subscription.decided(&events::ids(&young)).await?;
+        money::settled(&mut connection).await?;
+        ensure!(
+            money::broken(&mut connection).await?.is_empty(),
+            "the money does not add up"
+        );
+        let rows = "SELECT (SELECT count(*) FROM ledger) + (SELECT sum(row_count)::bigint FROM ledger_detached)";
+        assert_eq!(count(&mut connection, rows).await?, 161, "none is lost");
+        verify(stack).await?;
+        stack.must_run()
     });
 }
 

@@ -1,5 +1,7 @@
 //! What becomes of the money: captured, held, released and given back, by the rules, by people and by the clock.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use sluice_proto::pb;
 use sluice_proto::pb::SettleAction;
@@ -16,6 +18,11 @@ use sqlx::PgConnection;
 
 /// Seconds that a review waits.
 const DEADLINE_S: u32 = 8;
+
+/// How long the rail is away.
+const OUTAGE: Duration = Duration::from_secs(5);
+/// From one look at the breaker to the next.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Everything that runs, with a rail and short deadlines.
 async fn start(stack: &mut Stack, deadline_s: u32) -> Result<Rail> {
@@ -262,10 +269,39 @@ fn a_rail_that_is_away_holds_everything_and_meets_no_herd_when_it_is_back() {
             0,
             "an outage makes no rows"
         );
+        // The trace of the breaker: each look is one character, and a look is due every quarter of a second.
+        let (began, mut trace) = (std::time::Instant::now(), String::new());
+        let look = async |stack: &Stack, trace: &mut String| -> Result<()> {
+            let page = page(stack).await?;
+            let state = page
+                .lines()
+                .find_map(|line| line.strip_prefix("processor_rail_breaker_state "));
+            trace.push(match state.context("no state")? {
+                "0" => '.',
+                "1" => '?',
+                _ => '#',
+            });
+            Ok(())
+        };
+        wait::until("the outage has gone on for a while", async || {
+            if began.elapsed() >= LOOK * trace.len() as u32 {
+                look(stack, &mut trace).await?;
+            }
+            Ok((began.elapsed() > OUTAGE).then_some(()))
+        })
+        .await?;
         rail.order(Faults::default()).await?;
         let back = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)?
             .as_secs();
+        wait::until("everything is captured", async || {
+            if began.elapsed() >= LOOK * trace.len() as u32 {
+                look(stack, &mut trace).await?;
+            }
+            let captured = money::sample(&mut connection).await?.captured;
+            Ok((captured == 2_000 * 123_400).then_some(()))
+        })
+        .await?;
         let states = reconciled(stack, &rail, &mut connection).await?;
         assert_eq!(states.get("CAPTURED"), Some(&2_000));
         let load = rail.load().await?;
@@ -274,11 +310,13 @@ fn a_rail_that_is_away_holds_everything_and_meets_no_herd_when_it_is_back() {
         // parts of two of them.
         for (second, payments) in after.clone().enumerate().take(4) {
             let most = 3 + 100 * ((1 << second) + (1 << (second + 1)));
+            trace.push_str(&format!(" {payments}"));
             ensure!(
                 payments <= most,
                 "{payments} payments in second {second} after the rail was back: {load:?}"
             );
         }
+        println!("{trace}");
         Ok(())
     });
 }
