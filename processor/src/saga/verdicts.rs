@@ -3,6 +3,7 @@
 //!
 //! Read by [`super::work`] at the beginning of each round.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,8 @@ pub(crate) struct Heard {
 pub(crate) struct Verdicts {
     topic: String,
     consumer: BaseConsumer<context::Consumer>,
+    /// The offset of the next verdict in each partition.
+    next: BTreeMap<i32, i64>,
     versions: Versions<Verdict>,
 }
 
@@ -65,29 +68,28 @@ impl Verdicts {
             consumer: consumer
                 .create_with_context(context::Consumer)
                 .map_err(error::Consumer::Create)?,
+            next: BTreeMap::new(),
             versions: Versions::new(schema_id, registry)?,
         })
     }
 
     /// Reads these partitions, from these offsets on.
-    pub(crate) fn assign(&self, from: impl Iterator<Item = (i32, i64)>) -> Result<(), error::Consumer> {
-        let control = |cause| error::Consumer::Control { step: "assign", cause };
-        let mut list = TopicPartitionList::new();
-        for (part, offset) in from {
-            list.add_partition_offset(&self.topic, part, Offset::Offset(offset))
-                .map_err(control)?;
-        }
-        self.consumer.assign(&list).map_err(control)
+    pub(crate) fn assign(&mut self, from: impl Iterator<Item = (i32, i64)>) -> Result<(), error::Consumer> {
+        self.next = from.collect();
+        self.read_from_there()
     }
 
     /// What came, without waiting.
     pub(crate) fn read(&mut self) -> Result<Vec<Heard>, Error> {
-        let mut heard = Vec::new();
+        let (mut heard, mut deleted) = (Vec::new(), false);
         while heard.len() < MAX_VERDICTS {
             match self.consumer.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
                     let (part, off) = (message.partition(), message.offset());
+                    let Some(next) = self.next.get_mut(&part).filter(|next| off >= **next) else {
+                        continue;
+                    };
                     let verdict = match self.versions.read(&message) {
                         Ok(verdict) => Some(verdict),
                         Err(Failure::Registry(error)) => return Err(error.into()),
@@ -96,11 +98,13 @@ impl Verdicts {
                             None
                         }
                     };
+                    *next = off + 1;
                     heard.push(Heard { part, off, verdict });
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(cause)) if cause.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
-                    self.pass_over_what_is_deleted()?;
+                Some(Err(cause)) if is_deleted(&cause) => {
+                    deleted = true;
+                    break;
                 }
                 Some(Err(cause)) => {
                     let error = error::Consumer::Poll(cause);
@@ -111,39 +115,51 @@ impl Verdicts {
                 }
             }
         }
+        if deleted {
+            self.pass_over_what_is_deleted()?;
+        }
         Ok(heard)
     }
 
     /// Nobody read verdicts for longer than they are kept, or none was ever read.
-    fn pass_over_what_is_deleted(&self) -> Result<(), error::Consumer> {
-        let offsets = |cause| error::Consumer::Offsets {
-            what: "the ends of a partition of the verdicts",
-            cause,
-        };
-        let assigned = self.consumer.assignment().map_err(offsets)?;
-        let positions = self.consumer.position().map_err(offsets)?;
-        let mut from = Vec::new();
-        for element in assigned.elements() {
-            let part = element.partition();
+    fn pass_over_what_is_deleted(&mut self) -> Result<(), error::Consumer> {
+        for (part, next) in &mut self.next {
             let (low, high) = self
                 .consumer
-                .fetch_watermarks(&self.topic, part, ENDS_TIMEOUT)
-                .map_err(offsets)?;
-            let known = positions.find_partition(&self.topic, part).map(|found| found.offset());
-            let at = match (known, element.offset()) {
-                (Some(Offset::Offset(at)), _) | (_, Offset::Offset(at)) => at,
-                _ => low,
-            };
-            if !(low..=high).contains(&at) {
+                .fetch_watermarks(&self.topic, *part, ENDS_TIMEOUT)
+                .map_err(|cause| error::Consumer::Offsets {
+                    what: "the ends of a partition of the verdicts",
+                    cause,
+                })?;
+            if !(low..=high).contains(next) {
                 tracing::warn!(
                     partition = part,
-                    from = at,
+                    from = *next,
                     to = low,
                     "verdicts were deleted before they were read"
                 );
+                *next = low;
             }
-            from.push((part, if (low..=high).contains(&at) { at } else { low }));
         }
-        self.assign(from.into_iter())
+        self.read_from_there()
     }
+
+    fn read_from_there(&self) -> Result<(), error::Consumer> {
+        let control = |cause| error::Consumer::Control { step: "assign", cause };
+        let mut list = TopicPartitionList::new();
+        for (part, offset) in &self.next {
+            list.add_partition_offset(&self.topic, *part, Offset::Offset(*offset))
+                .map_err(control)?;
+        }
+        self.consumer.assign(&list).map_err(control)
+    }
+}
+
+/// Whether a position is not among what is kept.
+fn is_deleted(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
+    )
 }
