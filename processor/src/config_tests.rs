@@ -55,3 +55,10 @@ fn a_lane_keeps_its_transactional_id() {
     let config = parse(&["--instance", "a", "--topic-prefix", "p."]).expect("valid");
     assert_eq!(config.transactional_id(1), "p.sluice-processor-a-lane-1");
 }
+
+#[test]
+fn the_saga_needs_a_rail_and_nothing_else() {
+    assert_eq!(parse(&[]).expect("valid").rail, None);
+    let config = parse(&["--rail", "http://rail:7000", "--review-at-deadline", "capture"]).expect("valid");
+    assert_eq!(config.review_at_deadline, AtDeadline::Capture);
+}

@@ -157,14 +157,27 @@ async fn look(database: String, rail: String, mut stopped: oneshot::Receiver<()>
 /// # Errors
 /// When something stays open.
 pub async fn settled(connection: &mut PgConnection) -> Result<()> {
-    let query = "SELECT (SELECT coalesce(sum(o.watermark - coalesce(s.settled, 0)), 0) FROM part_owner o \
-                 LEFT JOIN saga_owner s USING (part))::bigint, \
-                 (SELECT count(*) FROM saga WHERE state IN ('CAPTURING', 'RELEASING', 'REFUNDING') \
-                 OR (state <> 'HELD' AND NOT notified)), \
-                 (SELECT coalesce(sum(settled - notified), 0) FROM saga_owner)::bigint";
+    none_in(connection, "state IN ('CAPTURING', 'RELEASING', 'REFUNDING')").await
+}
+
+/// The same where every hold ends soon: waits for that, too.
+///
+/// # Errors
+/// When something stays open.
+pub async fn ended(connection: &mut PgConnection) -> Result<()> {
+    none_in(connection, "state IN ('HELD', 'CAPTURING', 'RELEASING', 'REFUNDING')").await
+}
+
+async fn none_in(connection: &mut PgConnection, open: &str) -> Result<()> {
+    let query = format!(
+        "SELECT (SELECT coalesce(sum(o.watermark - coalesce(s.settled, 0)), 0) FROM part_owner o \
+         LEFT JOIN saga_owner s USING (part))::bigint, \
+         (SELECT count(*) FROM saga WHERE {open} OR (state IN ('CAPTURED', 'RELEASED', 'REFUNDED') AND NOT notified)), \
+         (SELECT coalesce(sum(settled - notified), 0) FROM saga_owner)::bigint"
+    );
     let mut last = (0, 0, 0);
     let done = wait::within(SETTLE, "the money of every payment is settled", async || {
-        last = sqlx::query_as(query).fetch_one(&mut *connection).await?;
+        last = sqlx::query_as(&query).fetch_one(&mut *connection).await?;
         Ok((last == (0_i64, 0_i64, 0_i64)).then_some(()))
     })
     .await;

@@ -283,6 +283,9 @@ impl<'r> Session<'r> {
         if waiting.is_empty() {
             return Ok(fresh);
         }
+        // What is suspected is asked for twice: how it stands, and then to be captured.
+        let suspected = self.parts.values().any(|part| part.suspect > 0);
+        let most = if suspected { most / 2 } else { most };
         let share = (most / waiting.len()).max(1);
         for number in waiting {
             let Some(part) = self.parts.get(&number) else { continue };

@@ -352,8 +352,7 @@ impl World {
         self.watch.end(limit, violations).await?;
         if let (Some(rail), Some(audit)) = (&self.rail, self.audit) {
             let mut connection = crate::ledger::connect(&self.stack).await?;
-            let settled = money::settled(&mut connection).await;
-            if let Err(error) = settled {
+            if let Err(error) = money::ended(&mut connection).await {
                 violations.add(Invariant::Money, format!("{error:#}"));
             }
             let seen = audit.end().await?;

@@ -17,7 +17,7 @@ use sluice_tests::{checker, events, ledger, wait};
 use sqlx::PgConnection;
 
 /// Seconds that a review waits.
-const DEADLINE_S: u32 = 8;
+const DEADLINE_S: u32 = 20;
 
 /// How long the rail is away.
 const OUTAGE: Duration = Duration::from_secs(5);
