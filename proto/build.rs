@@ -5,13 +5,14 @@ use std::path::PathBuf;
 
 use protox::prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "sluice/v1/event.proto",
     "sluice/v1/decision.proto",
     "sluice/v1/ingest.proto",
     "sluice/v1/decisions.proto",
     "sluice/v1/schema.proto",
     "sluice/v1/audit.proto",
+    "sluice/v1/review.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -3,12 +3,16 @@
 use anyhow::Context;
 use sluice_kafka::admin::Admin;
 use sluice_kafka::{Config, Metrics, Topics};
+use sluice_proto::settlement::Action;
 
 use crate::backtest;
 use crate::dead_letters::{self, Redrive};
+use crate::detach;
 use crate::options::{self, Command, Options};
+use crate::review;
 use crate::rules;
 use crate::table::Table;
+use crate::verify;
 
 /// How the groups begin in which gateways store cursors: they count decisions, all others payments.
 const CURSOR: &str = "cursor/";
@@ -34,6 +38,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
             backtest::run(&config, &topics, partitions, backtest).with_context(at)
         }
         Command::Rules(options::Rules::Show) => rules::show(&config, &admin, &topics).with_context(at),
+        Command::Review(options::Review::List(show)) => review::list(show),
+        Command::Review(options::Review::Approve(say)) => {
+            review::say(&config, &topics, Action::Approve, say).with_context(at)
+        }
+        Command::Review(options::Review::Decline(say)) => {
+            review::say(&config, &topics, Action::Decline, say).with_context(at)
+        }
+        Command::Review(options::Review::Cancel(say)) => {
+            review::say(&config, &topics, Action::Cancel, say).with_context(at)
+        }
+        Command::Ledger(options::Ledger::Detach(options)) => detach::detach(options),
+        Command::Ledger(options::Ledger::Verify(options)) => verify::verify(&config, &admin, &topics, options),
         Command::Lag { group } => {
             let topic = if group.starts_with(CURSOR) {
                 &topics.decisions

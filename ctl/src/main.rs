@@ -1,14 +1,18 @@
 //! sluicectl: creates an installation's topics, shows topics, consumer groups and lag, drives dead letters
-//! again, and puts rule sets in force. Parse ▸ run ▸ print; an error
+//! again, puts rule sets in force, ends reviews, and checks the ledger. Parse ▸ run ▸ print; an error
 //! is one line on stderr and exit code 1 (a wrong command line: 2).
 
 mod backtest;
 mod commands;
 mod dead_letters;
+mod detach;
 mod options;
+mod postgres;
 mod produce;
+mod review;
 mod rules;
 mod table;
+mod verify;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

@@ -11,6 +11,8 @@ use crate::dead_letters::Place;
 
 /// Most partitions that a topic may be given: each costs the brokers and the lanes memory and files.
 const MAX_PARTITIONS: i64 = 1_024;
+/// Where a local installation has its ledger.
+const POSTGRES: &str = "postgres://sluice@127.0.0.1:15432/sluice";
 /// Most replicas of a partition.
 const MAX_REPLICATION: i64 = 15;
 
@@ -38,6 +40,12 @@ pub(crate) enum Command {
     /// Rule sets: check, apply and show them
     #[command(subcommand)]
     Rules(Rules),
+    /// Payments under review: list them, end their reviews, take payments back
+    #[command(subcommand)]
+    Review(Review),
+    /// The ledger: compare it with the decisions
+    #[command(subcommand)]
+    Ledger(Ledger),
     /// How far a consumer group is behind, by partition of the payments; cursor/TENANT/NAME, of the decisions
     Lag {
         /// The consumer group, before the prefix
@@ -88,6 +96,96 @@ pub(crate) enum Rules {
     Show,
     /// Judge the payments that are history by a document, and say what would have changed; writes nothing
     Backtest(BacktestOptions),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Review {
+    /// List the payments that wait for a verdict
+    List(Show),
+    /// End a review well: the payment is captured
+    Approve(Say),
+    /// End a review badly: the payment is released
+    Decline(Say),
+    /// Take a payment back, whatever its state: released where it is not captured, else refunded
+    Cancel(Say),
+}
+
+/// Which reviews are shown.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Only of this tenant
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// How many, those whose time is up first
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) limit: u16,
+    /// URL of the Postgres database that holds the ledger
+    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
+    pub(crate) postgres: String,
+}
+
+/// What is said of which payment.
+#[derive(Debug, Args)]
+pub(crate) struct Say {
+    /// Who owns the payment
+    pub(crate) tenant: String,
+    /// The account that pays
+    pub(crate) account: String,
+    /// The payment's event_id
+    pub(crate) event: String,
+    /// Why
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
+    /// Who says so
+    #[arg(long, env = "USER", default_value = "sluicectl")]
+    pub(crate) actor: String,
+    /// URL of the schema registry's Confluent-compatible API
+    #[arg(
+        long,
+        env = "SLUICE_REGISTRY",
+        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
+    )]
+    pub(crate) registry: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ledger {
+    /// Compare every row with the decision that subscribers see; exit with 1 where anything is missing or differs
+    Verify(Verify),
+    /// Take old, settled rows of a partition out of the ledger, into a table that can be dropped
+    Detach(Detach),
+}
+
+/// What is taken out.
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// The partition
+    #[arg(long, value_parser = clap::value_parser!(i32).range(0..MAX_PARTITIONS))]
+    pub(crate) partition: i32,
+    /// Rows that were written before this time, such as 2026-11-21T08:00:00Z
+    #[arg(long, value_parser = time)]
+    pub(crate) before: SystemTime,
+    /// URL of the Postgres database that holds the ledger
+    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
+    pub(crate) postgres: String,
+}
+
+/// What is compared.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// The processors' consumer group, before the prefix
+    #[arg(long, env = "SLUICE_GROUP", default_value = "sluice-processor")]
+    pub(crate) group: String,
+    /// URL of the Postgres database that holds the ledger
+    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
+    pub(crate) postgres: String,
+    /// URL of the schema registry's Confluent-compatible API
+    #[arg(
+        long,
+        env = "SLUICE_REGISTRY",
+        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
+    )]
+    pub(crate) registry: String,
 }
 
 /// What is judged again, and by what.

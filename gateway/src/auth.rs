@@ -70,11 +70,15 @@ pub enum Role {
     Decide,
     /// Read the tenant's part of the audit log.
     Audit,
+    /// End reviews and take payments back.
+    Review,
 }
 
 impl Role {
-    /// What a principal has unless its entry says otherwise: everything but the audit log.
+    /// What a principal has unless its entry says otherwise. Whoever may move money or read the audit log is named.
     pub const USUAL: [Self; 3] = [Self::Publish, Self::Subscribe, Self::Decide];
+    /// What the development key has: everything but the audit log.
+    pub const DEVELOPMENT: [Self; 4] = [Self::Publish, Self::Subscribe, Self::Decide, Self::Review];
 }
 
 impl fmt::Display for Role {
@@ -84,6 +88,7 @@ impl fmt::Display for Role {
             Self::Subscribe => "subscribe",
             Self::Decide => "decide",
             Self::Audit => "audit",
+            Self::Review => "review",
         })
     }
 }

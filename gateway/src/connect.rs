@@ -14,6 +14,7 @@ use sluice_kafka::{Topics, error, patiently};
 use sluice_proto::avro::{EncodeError, Record};
 use sluice_proto::decision::Decision;
 use sluice_proto::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use sluice_proto::settlement::Verdict;
 use sluice_proto::{pb, topics};
 
 use crate::audit;
@@ -25,6 +26,7 @@ use crate::ingest::publish::Publisher;
 use crate::ingest::resume;
 use crate::ingest::route::{self, Routing};
 use crate::metrics::Metrics;
+use crate::review::Reviews;
 
 /// How every subject's schemas must fit together: whoever reads with a new one reads all old records.
 pub const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
@@ -82,6 +84,8 @@ pub struct Parts {
     pub source: Source,
     /// Kafka's offsets.
     pub lookup: start::Lookup,
+    /// Verdicts to Kafka.
+    pub reviews: Reviews,
     /// What GetSchema answers.
     pub schemas: BTreeMap<String, pb::GetSchemaResponse>,
     /// How to read the audit log.
@@ -122,6 +126,7 @@ pub fn connect(
         system_events: register.schema::<SystemRecord>(&system_events)?,
         metric_events: register.schema::<MetricRecord>(&metric_events)?,
     };
+    let verdicts = register.schema::<Verdict>(&topics.verdicts)?;
     let source = Source {
         kafka: kafka.clone(),
         topic: topics.decisions.as_str().into(),
@@ -159,6 +164,7 @@ pub fn connect(
             Consumer::build(source.clone(), metrics.clone())
         })
         .map_err(Error::Decisions)?,
+        reviews: Reviews::new(&kafka, &topics.verdicts, verdicts)?,
         lookup: start::Lookup::new(source.clone()).map_err(Error::Consumer)?,
         source,
         schemas,

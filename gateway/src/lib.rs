@@ -16,6 +16,7 @@ pub mod peers;
 pub mod privacy;
 pub mod quota;
 pub mod reload;
+pub mod review;
 pub mod server;
 pub mod service;
 pub mod status;

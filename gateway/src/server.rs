@@ -14,6 +14,7 @@ use sluice_proto::bounds::MAX_REQUEST_BYTES;
 use sluice_proto::pb::audit_service_server::AuditServiceServer;
 use sluice_proto::pb::decision_service_server::DecisionServiceServer;
 use sluice_proto::pb::ingest_service_server::IngestServiceServer;
+use sluice_proto::pb::review_service_server::ReviewServiceServer;
 use sluice_proto::pb::schema_service_server::SchemaServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -44,6 +45,7 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::privacy::Privacy;
 use crate::quota::{FORGET_EVERY, Quotas, RELOAD_EVERY};
+use crate::review::Reviews;
 use crate::service::{Auditing, Decisions, Ingest, Schemas};
 use crate::tls::Tls;
 use crate::vital::Vital;
@@ -123,6 +125,7 @@ pub struct Server {
     peers: Peers,
     schemas: Schemas,
     auditing: Auditing,
+    reviews: Reviews,
     draining: CancellationToken,
 }
 
@@ -161,6 +164,7 @@ impl Server {
             lookup,
             schemas,
             audit: audit_source,
+            reviews,
         } = parts;
         let quotas = Arc::new(config.load_quotas()?);
         let peers = Peers::join(
@@ -219,6 +223,7 @@ impl Server {
             peers,
             schemas: Schemas(schemas),
             auditing: Auditing(audit::read::Reader::new(audit_source, draining.clone())),
+            reviews,
             draining,
         })
     }
@@ -270,7 +275,7 @@ impl Server {
             .add_routes(routes(
                 open,
                 self.auth,
-                (self.schemas, self.auditing),
+                (self.schemas, self.auditing, self.reviews),
                 self.ingest,
                 self.decisions,
                 &tasks,
@@ -376,7 +381,7 @@ fn cors(config: &Config) -> CorsLayer {
 fn routes(
     open: Routes,
     auth: Arc<Auth>,
-    (schemas, auditing): (Schemas, Auditing),
+    (schemas, auditing, reviews): (Schemas, Auditing, Reviews),
     ingest: Arc<ingest::Shared>,
     decisions: Arc<decisions::Shared>,
     tasks: &TaskTracker,
@@ -412,9 +417,11 @@ fn routes(
     let decisions = decisions.accept_compressed(Gzip).accept_compressed(Zstd);
     let decisions = decisions.send_compressed(Gzip).send_compressed(Zstd);
     let schemas = SchemaServiceServer::new(schemas);
+    let reviews = ReviewServiceServer::new(reviews);
     open.add_service(InterceptedService::new(ingest, authenticated.clone()))
         .add_service(InterceptedService::new(decisions, authenticated.clone()))
         .add_service(InterceptedService::new(schemas, authenticated.clone()))
+        .add_service(InterceptedService::new(reviews, authenticated.clone()))
         .add_service(InterceptedService::new(
             AuditServiceServer::new(auditing),
             authenticated,

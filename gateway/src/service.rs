@@ -57,7 +57,7 @@ pub struct Schemas(pub BTreeMap<String, pb::GetSchemaResponse>);
 pub struct Auditing(pub Reader);
 
 /// Who calls, and may do so.
-fn caller<T>(request: &Request<T>, role: Role) -> Result<Caller, Failure> {
+pub(crate) fn caller<T>(request: &Request<T>, role: Role) -> Result<Caller, Failure> {
     let caller = identity(request)?;
     caller.must(role)?;
     Ok(caller)

@@ -28,6 +28,10 @@ pub struct Topics {
     pub metric_events: String,
     /// Snapshots of the processor's state.
     pub snapshots: String,
+    /// What was said of payments after their decisions.
+    pub verdicts: String,
+    /// What became of payments' money.
+    pub settlements: String,
 }
 
 impl Topics {
@@ -44,11 +48,13 @@ impl Topics {
             system_events: name(topics::SYSTEM_EVENTS),
             metric_events: name(topics::METRIC_EVENTS),
             snapshots: name(topics::SNAPSHOTS),
+            verdicts: name(topics::VERDICTS),
+            settlements: name(topics::SETTLEMENTS),
         }
     }
 
     /// Every topic, in the order of `sluice_proto::topics::ALL`.
-    pub fn all(&self) -> [&str; 9] {
+    pub fn all(&self) -> [&str; 11] {
         [
             &self.payments,
             &self.decisions,
@@ -59,6 +65,8 @@ impl Topics {
             &self.system_events,
             &self.metric_events,
             &self.snapshots,
+            &self.verdicts,
+            &self.settlements,
         ]
     }
 

@@ -159,7 +159,7 @@ fn judge(state: &mut State, input: &Input<'_>) -> Option<Judged> {
     state.merge();
     let mut aside = Aside::default();
     let verdict = match observed {
-        Observed::Duplicate => return None,
+        Observed::Duplicate | Observed::Conflict => return None,
         Observed::Late { behind_us } => state.rules().judge_late(&input.payment, behind_us, &mut aside),
         Observed::Fresh(features) => state.rules().judge(&input.payment, &features, &mut aside),
     };

@@ -10,7 +10,7 @@ use sluice_kafka::telemetry::Span;
 use sluice_proto::decision::Decision;
 
 use crate::dead_letter::Kind;
-use crate::ledger::{Key, Rows};
+use crate::ledger::{Content, Key, Rows};
 use crate::rules::Aside;
 
 /// What is written for one record.
@@ -80,25 +80,25 @@ impl<'m, R> Batch<'m, R> {
     /// Drops the decision of every payment that is in the ledger by `known`, or twice in this batch: the second of two
     /// equal ones is a duplicate; one that has the event_id of a different payment is a dead letter. Says how many there
     /// were. The state is not touched, because what the ledger knows must not flow into it.
-    pub(crate) fn resolve(&mut self, known: HashMap<Key, i64>) -> usize {
-        let mut occurred = known;
+    pub(crate) fn resolve(&mut self, known: HashMap<Key, Content>) -> usize {
+        let mut known = known;
         let (mut repeated, mut conflicts) = (0, 0);
         self.outputs.retain_mut(|output| {
             let Written::Decision(decision) = &output.written else {
                 return true;
             };
-            match occurred.entry(key(decision)) {
+            match known.entry(key(decision)) {
                 Entry::Vacant(free) => {
-                    free.insert(decision.occurred_at);
+                    free.insert(content(decision));
                     true
                 }
-                Entry::Occupied(same) if *same.get() == decision.occurred_at => {
+                Entry::Occupied(same) if *same.get() == content(decision) => {
                     repeated += 1;
                     false
                 }
                 Entry::Occupied(_) => {
                     conflicts += 1;
-                    let error = format!("event_id {} was decided with another occurred_at", decision.event_id);
+                    let error = format!("event_id {} was decided with other content", decision.event_id);
                     output.written = Written::Letter {
                         kind: Kind::Conflict,
                         error,
@@ -114,8 +114,18 @@ impl<'m, R> Batch<'m, R> {
     /// Fills the ledger's rows, with the epoch of each partition's owner.
     pub(crate) fn fill(&self, rows: &mut Rows, epoch: impl Fn(i32) -> i64, run: uuid::Uuid) {
         rows.clear();
+        // A lane has few partitions, and the records of each come together.
+        let mut firsts: Vec<(i32, i64)> = Vec::new();
         for decision in self.decisions() {
-            rows.push(decision, epoch(decision.source_partition), run);
+            let (part, off) = (decision.source_partition, decision.source_offset);
+            let first = match firsts.iter().rev().find(|(known, _)| *known == part) {
+                Some((_, first)) => *first,
+                None => {
+                    firsts.push((part, off));
+                    off
+                }
+            };
+            rows.push(decision, epoch(part), run, first);
         }
     }
 
@@ -124,6 +134,15 @@ impl<'m, R> Batch<'m, R> {
             Written::Decision(decision) => Some(decision),
             Written::RuleSet | Written::Letter { .. } => None,
         })
+    }
+}
+
+fn content(decision: &Decision) -> Content {
+    Content {
+        occurred_at: decision.occurred_at,
+        account_id: decision.account_id.clone(),
+        amount: decision.amount,
+        currency: decision.currency.clone(),
     }
 }
 

@@ -94,12 +94,37 @@ pub struct Config {
     /// deduplicated in memory, in seconds of event time. All processors of a group must have the same.
     #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = 600)]
     pub allowed_lateness_s: u32,
+    /// Base URL of the payment rail that captures what is approved, as docs/saga.md describes it; when unset no money is
+    /// moved, and everything that was reserved stays so.
+    #[arg(long, env = "SLUICE_RAIL", value_name = "URL")]
+    pub rail: Option<String>,
+    /// How long a call of the rail may take, in milliseconds; then its outcome is unknown and the rail is asked for it.
+    #[arg(long, env = "SLUICE_RAIL_TIMEOUT_MS", default_value_t = 2_000)]
+    pub rail_timeout_ms: u32,
+    /// How long the rail is not called once half of the calls failed, in milliseconds; then a few calls try.
+    #[arg(long, env = "SLUICE_RAIL_BREAKER_OPEN_MS", default_value_t = 60_000)]
+    pub rail_breaker_open_ms: u32,
+    /// How long a payment under review waits for a verdict, in seconds.
+    #[arg(long, env = "SLUICE_REVIEW_DEADLINE_S", default_value_t = 86_400)]
+    pub review_deadline_s: u32,
+    /// What becomes of a payment for which no verdict came.
+    #[arg(long, env = "SLUICE_REVIEW_AT_DEADLINE", value_enum, default_value_t = AtDeadline::Release)]
+    pub review_at_deadline: AtDeadline,
     /// A TOML file with further options; none when unset.
     #[arg(long, env = "SLUICE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Checks the options, says whether they are valid, and exits.
     #[arg(long)]
     pub check_config: bool,
+}
+
+/// What becomes of a payment under review for which no verdict came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AtDeadline {
+    /// It is captured.
+    Capture,
+    /// It is released.
+    Release,
 }
 
 /// Why the options cannot be used.
@@ -176,6 +201,11 @@ impl Config {
                 "is not a URL such as postgres://user@host:5432/database".to_owned(),
             );
         }
+        if let Some(rail) = &self.rail
+            && !rail.starts_with("http://")
+        {
+            return invalid("--rail", format!("{rail:?} is not an http URL"));
+        }
         if !(self.registry.starts_with("http://") || self.registry.starts_with("https://")) {
             return invalid("--registry", format!("{:?} is not an http or https URL", self.registry));
         }
@@ -197,6 +227,9 @@ impl Config {
                 sluice_kafka::config::MIN_TRANSACTION_TIMEOUT_MS..=900_000,
             ),
             ("--allowed-lateness-s", self.allowed_lateness_s, 1..=86_400),
+            ("--rail-timeout-ms", self.rail_timeout_ms, 50..=60_000),
+            ("--rail-breaker-open-ms", self.rail_breaker_open_ms, 100..=3_600_000),
+            ("--review-deadline-s", self.review_deadline_s, 1..=2_592_000),
         ] {
             if !bounds.contains(&value) {
                 return invalid(

@@ -33,6 +33,11 @@ fn values_that_cannot_work_are_refused() {
         ["--rules", "/no/such/file"],
         ["--rules", "/dev/null"],
         ["--allowed-lateness-s", "0"],
+        ["--rail", "ftp://rail"],
+        ["--rail-timeout-ms", "10"],
+        ["--rail-breaker-open-ms", "1"],
+        ["--review-deadline-s", "0"],
+        ["--review-at-deadline", "forget"],
         ["--postgres", "mysql://x"],
         ["--registry", "127.0.0.1"],
         ["--instance", "a b"],
@@ -49,4 +54,11 @@ fn values_that_cannot_work_are_refused() {
 fn a_lane_keeps_its_transactional_id() {
     let config = parse(&["--instance", "a", "--topic-prefix", "p."]).expect("valid");
     assert_eq!(config.transactional_id(1), "p.sluice-processor-a-lane-1");
+}
+
+#[test]
+fn the_saga_needs_a_rail_and_nothing_else() {
+    assert_eq!(parse(&[]).expect("valid").rail, None);
+    let config = parse(&["--rail", "http://rail:7000", "--review-at-deadline", "capture"]).expect("valid");
+    assert_eq!(config.review_at_deadline, AtDeadline::Capture);
 }

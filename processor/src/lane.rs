@@ -15,11 +15,13 @@ use sluice_kafka::telemetry::{SpanKind, Tracer};
 use sluice_kafka::{Topics, error, fail, metrics};
 use sluice_proto::avro;
 use sluice_proto::decision::Decision;
+use sluice_proto::event::PaymentRecord;
 use uuid::Uuid;
 
 use crate::batch::{Batch, Output, Written};
 use crate::breaker::Breaker;
 use crate::consume::{self, Assignment, Bounds, Collected};
+use crate::dead_letter::Kind;
 use crate::decode::{self, Decoder, Failure};
 use crate::ledger::{self, Owner, Rows};
 use crate::metrics::{Metrics, Step};
@@ -316,6 +318,10 @@ impl<W: World> Lane<'_, W> {
                     batch.duplicates += 1;
                     continue;
                 }
+                Observed::Conflict => {
+                    batch.outputs.push(Output::untraced(message, conflict(&input.payment)));
+                    continue;
+                }
                 Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us, aside),
                 Observed::Fresh(features) => rules.judge(&input.payment, &features, aside),
             };
@@ -478,6 +484,13 @@ impl<W: World> Lane<'_, W> {
 
     fn publisher(&mut self) -> Result<&mut W::Transactions, Error> {
         self.links.publisher.as_mut().ok_or(Error::NotTakenOver)
+    }
+}
+
+fn conflict(payment: &PaymentRecord) -> Written {
+    Written::Letter {
+        kind: Kind::Conflict,
+        error: format!("event_id {} came before with other content", payment.event_id),
     }
 }
 

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sluice_kafka::fail;
+use sluice_proto::money::Amount;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{Connection, Executor};
 use tokio::runtime::Runtime;
@@ -90,6 +91,16 @@ pub(crate) struct Refilled {
 
 /// A payment's identity within the ledger.
 pub(crate) type Key = (i32, String, Uuid);
+
+/// What must be the same when a payment comes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// Microseconds since the Unix epoch.
+    pub(crate) occurred_at: i64,
+    pub(crate) account_id: String,
+    pub(crate) amount: Amount,
+    pub(crate) currency: String,
+}
 
 /// One lane's connection.
 pub(crate) struct Ledger {
@@ -272,14 +283,15 @@ impl Books for Ledger {
         })
     }
 
-    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, Error> {
-        const SQL: &str = "SELECT part, tenant, event_id, (extract(epoch FROM occurred_at) * 1000000)::bigint FROM ledger \
+    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, Content>, Error> {
+        const SQL: &str = "SELECT part, tenant, event_id, (extract(epoch FROM occurred_at) * 1000000)::bigint, account_id, \
+             (amount * 10000)::bigint, currency FROM ledger \
              WHERE (part, tenant, event_id) IN (SELECT * FROM unnest($1::int[], $2::text[], $3::uuid[]))";
         let parts: Vec<i32> = keys.iter().map(|key| key.0).collect();
         let tenants: Vec<&str> = keys.iter().map(|key| key.1.as_str()).collect();
         let ids: Vec<Uuid> = keys.iter().map(|key| key.2).collect();
         self.call("look payments up", async move |connection| {
-            let rows: Vec<(i32, String, Uuid, i64)> = sqlx::query_as(SQL)
+            let rows: Vec<(i32, String, Uuid, i64, String, i64, String)> = sqlx::query_as(SQL)
                 .bind(parts)
                 .bind(tenants)
                 .bind(ids)
@@ -287,7 +299,17 @@ impl Books for Ledger {
                 .await?;
             Ok(rows
                 .into_iter()
-                .map(|(part, tenant, id, occurred_at)| ((part, tenant, id), occurred_at))
+                .map(
+                    |(part, tenant, id, occurred_at, account_id, ten_thousandths, currency)| {
+                        let content = Content {
+                            occurred_at,
+                            account_id,
+                            amount: Amount::from_ten_thousandths(ten_thousandths),
+                            currency,
+                        };
+                        ((part, tenant, id), content)
+                    },
+                )
                 .collect())
         })
     }

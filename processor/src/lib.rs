@@ -27,6 +27,7 @@ mod metrics;
 mod publish;
 mod refill;
 mod replay;
+mod saga;
 mod score;
 mod servers;
 mod snapshot;

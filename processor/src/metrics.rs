@@ -13,9 +13,12 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use sluice_kafka::metrics::Latency;
 use sluice_proto::decision::Outcome;
+use sluice_proto::settlement;
 
 use crate::batch::{Batch, Written};
 use crate::dead_letter::Kind;
+use crate::saga::breaker::Mode;
+use crate::saga::machine::{Operation, Stage, Trouble};
 use crate::state::Sizes;
 
 /// Upper bounds of the batch sizes, in events.
@@ -86,6 +89,94 @@ struct ByLane {
     lane: u16,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCall {
+    operation: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOperation {
+    operation: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByResult {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    state: &'static str,
+}
+
+/// Those of the saga.
+#[derive(Clone, Debug, Default)]
+struct Saga {
+    calls: Family<ByCall, Counter>,
+    call_duration: Family<ByOperation, Latency>,
+    breaker: Gauge,
+    behind: Gauge,
+    stages: Family<ByState, Counter>,
+    settled: Family<ByState, Counter>,
+    stuck: Counter,
+    failed: Counter,
+    verdicts: Family<ByResult, Counter>,
+}
+
+impl Saga {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "rail_calls",
+            "Calls of the payment rail, by operation and by what came of them",
+            metrics.calls.clone(),
+        );
+        registry.register_with_unit(
+            "rail_call_duration",
+            "Time that a call of the payment rail takes",
+            Unit::Seconds,
+            metrics.call_duration.clone(),
+        );
+        registry.register(
+            "rail_breaker_state",
+            "0 while the rail is called, 1 while a few calls try it, 2 while it is not called",
+            metrics.breaker.clone(),
+        );
+        registry.register(
+            "saga_behind_offsets",
+            "Offsets of committed payments about whose money nothing was done yet",
+            metrics.behind.clone(),
+        );
+        registry.register(
+            "saga_rows",
+            "Payments that entered a state of their own, or stayed in it after a call",
+            metrics.stages.clone(),
+        );
+        registry.register(
+            "settlements",
+            "Payments of which the topic of settlements was told, by kind",
+            metrics.settled.clone(),
+        );
+        registry.register(
+            "saga_stuck",
+            "Payments about which the rail was asked many times in vain; they are asked about once a minute",
+            metrics.stuck.clone(),
+        );
+        registry.register(
+            "saga_failures",
+            "Rounds of the saga that failed and were begun again with new connections",
+            metrics.failed.clone(),
+        );
+        registry.register(
+            "verdicts",
+            "Verdicts and cancellations that were read: taken, late or unreadable",
+            metrics.verdicts.clone(),
+        );
+        metrics
+    }
+}
+
 /// All of them; clones share their values.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -111,12 +202,15 @@ pub(crate) struct Metrics {
     snapshots_written: Family<ByPlace, Counter>,
     snapshots_restored: Family<ByPlace, Counter>,
     snapshots_rejected: Counter,
+    saga: Saga,
 }
 
 impl Metrics {
     /// New metrics in `registry`.
     pub(crate) fn register(registry: &mut Registry) -> Self {
+        let saga = Saga::register(registry.sub_registry_with_prefix("processor"));
         let metrics = Self {
+            saga,
             decisions: Family::default(),
             dead_letters: Family::default(),
             duplicates: Counter::default(),
@@ -358,6 +452,68 @@ impl Metrics {
     /// Counts a snapshot that is damaged, or of another version or configuration.
     pub(crate) fn snapshot_rejected(&self) {
         self.snapshots_rejected.inc();
+    }
+
+    /// Records a call of the rail.
+    pub(crate) fn rail_called(&self, operation: Operation, trouble: Option<Trouble>, took: Duration) {
+        let operation = match operation {
+            Operation::Capture => "capture",
+            Operation::Cancel => "cancel",
+            Operation::Refund => "refund",
+            Operation::Query => "query",
+        };
+        let result = match trouble {
+            None => "answered",
+            Some(Trouble::Transient) => "transient",
+            Some(Trouble::Retriable) => "retriable",
+            Some(Trouble::Unknown) => "unknown",
+        };
+        self.saga.calls.get_or_create_owned(&ByCall { operation, result }).inc();
+        self.saga
+            .call_duration
+            .get_or_create(&ByOperation { operation })
+            .observe(took);
+    }
+
+    /// Says what the rail's breaker does.
+    pub(crate) fn rail_breaker(&self, mode: Mode) {
+        self.saga.breaker.set(match mode {
+            Mode::Closed => 0,
+            Mode::HalfOpen => 1,
+            Mode::Open => 2,
+        });
+    }
+
+    /// Says how far the saga is behind the ledger, in offsets.
+    pub(crate) fn saga_behind(&self, offsets: i64) {
+        self.saga.behind.set(offsets);
+    }
+
+    /// Counts a row of the saga that was stored.
+    pub(crate) fn saga_stage(&self, stage: Stage) {
+        let state = stage.as_str();
+        self.saga.stages.get_or_create_owned(&ByState { state }).inc();
+    }
+
+    /// Counts a payment about which the rail was asked in vain.
+    pub(crate) fn saga_stuck(&self) {
+        self.saga.stuck.inc();
+    }
+
+    /// Counts a round that failed.
+    pub(crate) fn saga_failed(&self) {
+        self.saga.failed.inc();
+    }
+
+    /// Counts a payment of which the world was told.
+    pub(crate) fn settled(&self, kind: settlement::Kind) {
+        let state = kind.as_str();
+        self.saga.settled.get_or_create_owned(&ByState { state }).inc();
+    }
+
+    /// Counts a verdict.
+    pub(crate) fn verdict(&self, result: &'static str) {
+        self.saga.verdicts.get_or_create_owned(&ByResult { result }).inc();
     }
 
     fn outcome(&self, outcome: Outcome) -> Counter {

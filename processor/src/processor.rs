@@ -3,8 +3,8 @@
 //! Comes after [`crate::config`] in `main`; each lane goes on in [`crate::lane`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc as channel};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use sluice_kafka::{Topics, admin, error, metrics};
 use sluice_proto::avro::Record;
 use sluice_proto::decision::Decision;
 use sluice_proto::event::PaymentRecord;
+use sluice_proto::settlement::{Settlement, Verdict};
 use sluice_proto::topics;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -25,12 +26,14 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::calendar::SECOND_US;
-use crate::config::{self, Config};
+use crate::config::{self, AtDeadline, Config};
 use crate::consume::Bounds;
 use crate::lane::{self, Settings, Signals};
 use crate::ledger;
 use crate::metrics::Metrics;
 use crate::replay::Kept;
+use crate::saga::machine::Word;
+use crate::saga::runner;
 use crate::servers::Servers;
 use crate::snapshot::{self, Snapshots};
 
@@ -93,6 +96,9 @@ pub enum Error {
     /// A lane's thread panicked, which it has told the log.
     #[error("lane {0} panicked")]
     Panicked(u16),
+    /// The saga's thread panicked, which it has told the log.
+    #[error("the saga panicked")]
+    SagaPanicked,
     /// The lanes did not end in time. What they had open is aborted and taken over by others.
     #[error("the lanes did not end within {} s", DRAIN_DEADLINE.as_secs())]
     Deadline,
@@ -102,6 +108,7 @@ pub enum Error {
 pub struct Processor {
     servers: Servers,
     settings: Settings,
+    saga: Option<runner::Options>,
     lanes: u16,
     admin: AdminServer,
     registry: MetricsRegistry,
@@ -120,27 +127,28 @@ impl Processor {
         let metrics = Metrics::register(&mut registry);
 
         let topics = Topics::new(&config.kafka.topic_prefix);
-        let (payment_schema, decision_schema, snapshots) = {
+        let (schemas, snapshots) = {
             let (config, topics, metrics) = (config.clone(), topics.clone(), metrics.clone());
             let kafka_metrics = kafka_metrics.clone();
             blocking(move || {
                 let kafka = config.kafka.config();
                 let admin = admin::Admin::new(&kafka, kafka_metrics)?;
                 admin.check_topics(&topics)?;
-                let (payment, decision) = register_schemas(&Registry::new(&config.registry), &topics)?;
+                let schemas = register_schemas(&Registry::new(&config.registry), &topics)?;
                 let options = snapshot::Options {
                     directory: config.snapshot_dir,
                     interval: Duration::from_secs(config.snapshot_interval_s.into()),
                     lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
                 };
                 let snapshots = Snapshots::start(&options, &kafka, &topics, admin.cluster_id()?, &metrics)?;
-                Ok((payment, decision, snapshots))
+                Ok((schemas, snapshots))
             })
             .await?
         };
         prepare_database(&config.postgres, &topics.payments).await?;
 
         let rules = config.rule_set()?;
+        let saga = saga_options(&config, &schemas);
         let run = Uuid::now_v7();
         tracing::info!(%run, rules = &*rules.version(), lanes = config.lanes, "built");
         let servers = Servers {
@@ -160,8 +168,8 @@ impl Processor {
             },
             rules,
             lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
-            payment_schema,
-            decision_schema,
+            payment_schema: schemas.payments,
+            decision_schema: schemas.decisions,
             // The lanes wait in their own way, which keeps them in their group.
             registry: Arc::new(Registry::with_patience(&config.registry, Duration::ZERO)),
             topics,
@@ -174,6 +182,7 @@ impl Processor {
         Ok(Self {
             servers,
             settings,
+            saga,
             lanes: config.lanes,
             admin,
             registry,
@@ -193,7 +202,12 @@ impl Processor {
             closed.await.unwrap_or(());
         }));
 
-        let (report, mut reports) = mpsc::channel(usize::from(self.lanes));
+        // One more for the saga.
+        let (report, mut reports) = mpsc::channel(usize::from(self.lanes) + 1);
+        let (saga_goes_on, stop) = channel::channel();
+        if let Some(options) = self.saga {
+            start_saga(shared.clone(), options, stop, report.clone())?;
+        }
         for lane in 0..self.lanes {
             start_lane(lane, shared.clone(), signals.clone(), report.clone())?;
         }
@@ -206,6 +220,7 @@ impl Processor {
         for signal in signals.iter() {
             signal.stop.store(true, Ordering::Relaxed);
         }
+        drop(saga_goes_on);
         tracing::info!("draining");
         let drained = timeout(DRAIN_DEADLINE, async {
             let mut all = Ok(());
@@ -247,6 +262,40 @@ fn start_lane(
     thread.map(drop).map_err(Error::Thread)
 }
 
+fn start_saga(
+    shared: Arc<(Servers, Settings)>,
+    options: runner::Options,
+    stop: channel::Receiver<()>,
+    report: mpsc::Sender<Result<(), Error>>,
+) -> Result<(), Error> {
+    let body = move || {
+        let end = catch_unwind(AssertUnwindSafe(|| runner::run(&shared.1, &options, &stop)));
+        if report.blocking_send(end.map_err(|_panic| Error::SagaPanicked)).is_err() {
+            tracing::warn!("the saga ended after the deadline");
+        }
+    };
+    let thread = thread::Builder::new().name("saga".to_owned()).spawn(body);
+    thread.map(drop).map_err(Error::Thread)
+}
+
+/// What the saga is to do, where there is a rail.
+fn saga_options(config: &Config, schemas: &SchemaIds) -> Option<runner::Options> {
+    Some(runner::Options {
+        kafka: config.kafka.config(),
+        postgres: config.postgres.clone(),
+        rail: config.rail.clone()?,
+        timeout: Duration::from_millis(config.rail_timeout_ms.into()),
+        open_for: Duration::from_millis(config.rail_breaker_open_ms.into()),
+        review_deadline: Duration::from_secs(config.review_deadline_s.into()),
+        at_deadline: match config.review_at_deadline {
+            AtDeadline::Capture => Word::Approve,
+            AtDeadline::Release => Word::Decline,
+        },
+        verdict_schema: schemas.verdicts,
+        settlement_schema: schemas.settlements,
+    })
+}
+
 /// Ready when every lane has dealt with its first assignment, and not while draining.
 fn readiness(signals: Arc<Vec<Signals>>) -> impl Fn() -> Result<(), String> + Clone + Send + Sync + 'static {
     move || {
@@ -263,18 +312,28 @@ fn readiness(signals: Arc<Vec<Signals>>) -> impl Fn() -> Result<(), String> + Cl
     }
 }
 
-/// Registers this version's schemas, and gives the ids of the payments' and the decisions'.
-fn register_schemas(registry: &Registry, topics: &Topics) -> Result<(i32, i32), Error> {
+/// The ids that the registry gave to this version's schemas.
+struct SchemaIds {
+    payments: i32,
+    decisions: i32,
+    verdicts: i32,
+    settlements: i32,
+}
+
+/// Registers this version's schemas.
+fn register_schemas(registry: &Registry, topics: &Topics) -> Result<SchemaIds, Error> {
     let register = |topic: &str, schema: &str| -> Result<i32, Error> {
         let subject = topics::value_subject(topic);
         let id = registry.register(&subject, schema)?;
         registry.set_compatibility(&subject, COMPATIBILITY)?;
         i32::try_from(id).map_err(|_| Error::SchemaId(id))
     };
-    Ok((
-        register(&topics.payments, PaymentRecord::SCHEMA_JSON)?,
-        register(&topics.decisions, Decision::SCHEMA_JSON)?,
-    ))
+    Ok(SchemaIds {
+        payments: register(&topics.payments, PaymentRecord::SCHEMA_JSON)?,
+        decisions: register(&topics.decisions, Decision::SCHEMA_JSON)?,
+        verdicts: register(&topics.verdicts, Verdict::SCHEMA_JSON)?,
+        settlements: register(&topics.settlements, Settlement::SCHEMA_JSON)?,
+    })
 }
 
 /// Applies the migrations; processes that start together wait for each other. Refuses another topic's database.
@@ -282,7 +341,10 @@ async fn prepare_database(url: &str, topic: &str) -> Result<(), Error> {
     let options = ledger::options(url)?;
     let connecting = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
     let mut connection = connecting.await.map_err(|_| Error::PostgresTimeout)??;
-    sqlx::migrate!().run(&mut connection).await?;
+    let mut migrations = sqlx::migrate!();
+    // A processor of this version may start again while a later one is being deployed: what that has added is not in its
+    // way, because migrations only add.
+    migrations.set_ignore_missing(true).run(&mut connection).await?;
     let other: Option<(String,)> = sqlx::query_as("SELECT topic FROM part_owner WHERE topic <> $1 LIMIT 1")
         .bind(topic)
         .fetch_optional(&mut connection)

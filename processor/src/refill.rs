@@ -154,7 +154,7 @@ fn fill_gap<W: World>(
     let low = log.wait_for(part, gap.end, open_for)?;
     let start = log.walk_back(part, low, gap.end, watermark)?;
     log.seek(part, start)?;
-    let (mut rows, mut chunk, mut first) = (0, Rows::default(), true);
+    let (mut rows, mut chunk, mut first, mut batch) = (0, Rows::default(), true, 0);
     loop {
         let decision = log.next(gap.end)?;
         if let Some(decision) = &decision {
@@ -171,7 +171,10 @@ fn fill_gap<W: World>(
             if !(watermark..committed).contains(&decision.source_offset) {
                 continue;
             }
-            chunk.push(decision, owner.epoch, settings.run);
+            if chunk.is_empty() {
+                batch = decision.source_offset;
+            }
+            chunk.push(decision, owner.epoch, settings.run, batch);
             owner.watermark = owner.watermark.max(decision.source_offset + 1);
         }
         if chunk.count() == CHUNK_ROWS || (decision.is_none() && !chunk.is_empty()) {

@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ahash::RandomState;
+use serde::{Deserialize, Serialize};
 use sluice_kafka::fail;
 use sluice_proto::event::PaymentRecord;
 
@@ -42,6 +43,8 @@ const IDLE_US: i64 = (HISTORY_DAYS as i64 + 1) * DAY_US;
 pub(crate) enum Observed {
     /// The payment was seen before, within the allowed lateness.
     Duplicate,
+    /// Another payment with the same id was. It left no trace.
+    Conflict,
     /// The payment is behind stream time, by more than the allowed lateness. It left no trace.
     Late {
         /// By how much, in microseconds.
@@ -52,7 +55,50 @@ pub(crate) enum Observed {
 }
 
 /// A payment's identity, with the tenant as its hash.
-type Key = (u64, [u8; 16]);
+type Key = (u32, [u8; 16]);
+
+/// What is remembered of a payment. The time is kept in halves, so that an entry needs no padding: with its key it takes 32
+/// bytes, as many as without the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    time: [u32; 2],
+    /// By which another payment with the same id is known.
+    content: u32,
+}
+
+impl Seen {
+    const fn new(time: i64, content: u32) -> Self {
+        let time = time as u64;
+        Self {
+            time: [(time >> 32) as u32, time as u32],
+            content,
+        }
+    }
+
+    /// When the payment occurred.
+    const fn time(&self) -> i64 {
+        ((self.time[0] as u64) << 32 | self.time[1] as u64) as i64
+    }
+}
+
+/// What must be the same when a payment is published again, in 32 bits: who pays whom how much, and when. What the gateway
+/// may mask or leave out is no part of it. The same in every build, because snapshots hold it.
+fn content(payment: &PaymentRecord) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for text in [
+        &payment.tenant,
+        &payment.account_id,
+        &payment.merchant_id,
+        &payment.currency,
+    ] {
+        hasher.update(text.as_bytes());
+        // No text contains it.
+        hasher.update(&[0xff]);
+    }
+    hasher.update(&payment.amount.ten_thousandths().to_le_bytes());
+    hasher.update(&payment.occurred_at.to_le_bytes());
+    hasher.finalize()
+}
 
 /// The state of one partition.
 #[derive(Debug)]
@@ -62,8 +108,8 @@ pub(crate) struct State {
     /// The rule set in force.
     rules: Arc<RuleSet>,
     stream_time: i64,
-    /// When each payment occurred that is not late by now.
-    seen: HashMap<Key, i64, RandomState>,
+    /// Each payment that is not late by now.
+    seen: HashMap<Key, Seen, RandomState>,
     /// By `tenant/account`. Boxed, because a table that grows moves its entries.
     accounts: HashMap<Box<str>, Box<Account>, RandomState>,
     /// By `tenant/merchant`.
@@ -86,7 +132,7 @@ struct Undo {
 #[derive(Debug)]
 struct Step {
     event: Key,
-    seen_before: Option<i64>,
+    seen_before: Option<Seen>,
     account: Range<usize>,
     account_is_new: bool,
     visit: account::Visit,
@@ -103,6 +149,12 @@ impl Undo {
         self.keys.push_str(name);
         start..self.keys.len()
     }
+}
+
+/// Both halves of a hash of 64 bits.
+fn tenant_hash(tenant: &str) -> u32 {
+    let hash = fnv1a(tenant.as_bytes());
+    (hash >> 32) as u32 ^ hash as u32
 }
 
 impl State {
@@ -133,14 +185,18 @@ impl State {
             let behind_us = self.stream_time.saturating_sub(time);
             return Observed::Late { behind_us };
         }
-        let event = (fnv1a(payment.tenant.as_bytes()), payment.event_id.uuid().into_bytes());
+        let event = (tenant_hash(&payment.tenant), payment.event_id.uuid().into_bytes());
+        let now = Seen::new(time, content(payment));
         let seen_before = match self.seen.entry(event) {
-            Entry::Occupied(seen) if *seen.get() >= oldest && fail::safeguard("deduplication") => {
-                return Observed::Duplicate;
+            Entry::Occupied(seen) if seen.get().time() >= oldest && fail::safeguard("deduplication") => {
+                if seen.get().content == now.content {
+                    return Observed::Duplicate;
+                }
+                return Observed::Conflict;
             }
-            Entry::Occupied(mut expired) => Some(expired.insert(time)),
+            Entry::Occupied(mut expired) => Some(expired.insert(now)),
             Entry::Vacant(free) => {
-                free.insert(time);
+                free.insert(now);
                 None
             }
         };
@@ -266,7 +322,7 @@ impl State {
         let sweep_seen = due(self.swept_seen_at, self.lateness_us);
         let sweep_past = due(self.swept_past_at, IDLE_US);
         if sweep_seen {
-            self.seen.retain(|_, time| *time >= oldest);
+            self.seen.retain(|_, seen| seen.time() >= oldest);
             self.swept_seen_at = self.stream_time;
         }
         if sweep_past {

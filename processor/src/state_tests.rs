@@ -62,12 +62,57 @@ fn a_repeated_payment_is_a_duplicate_and_leaves_no_trace() {
     observe(&mut state, &at(1, 0));
     state.merge();
     assert_eq!(observe(&mut state, &at(1, 0)), Observed::Duplicate);
-    assert_eq!(observe(&mut state, &at(1, 9 * MINUTE)), Observed::Duplicate);
+    assert_eq!(observe(&mut state, &at(1, 9 * MINUTE)), Observed::Conflict);
     assert_eq!(
         recent(observe(&mut state, &at(2, 1))),
         2,
         "stream time did not move and nothing was counted"
     );
+}
+
+#[test]
+fn another_payment_with_the_same_id_is_a_conflict_and_leaves_no_trace() {
+    let mut state = state();
+    let first = at(1, 0);
+    observe(&mut state, &first);
+    state.merge();
+    let before = contents(&state);
+    let others = [
+        PaymentRecord {
+            amount: Amount::from_ten_thousandths(1),
+            ..first.clone()
+        },
+        PaymentRecord {
+            account_id: "another".to_owned(),
+            ..first.clone()
+        },
+        PaymentRecord {
+            merchant_id: "another".to_owned(),
+            ..first.clone()
+        },
+        PaymentRecord {
+            currency: "USD".to_owned(),
+            ..first.clone()
+        },
+    ];
+    for other in others {
+        assert_eq!(observe(&mut state, &other), Observed::Conflict);
+    }
+    // What the gateway may have masked meanwhile is no other content.
+    let masked = PaymentRecord {
+        device_id: Some("****1234".to_owned()),
+        ..first
+    };
+    assert_eq!(observe(&mut state, &masked), Observed::Duplicate);
+    assert_eq!(contents(&state), before);
+}
+
+#[test]
+fn a_remembered_payment_takes_32_bytes() {
+    assert_eq!(size_of::<(Key, Seen)>(), 32);
+    for time in [0, -1, T0, i64::MIN, i64::MAX] {
+        assert_eq!(Seen::new(time, 7).time(), time);
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use sluice_kafka::error;
 use crate::batch::Output;
 use crate::consume::Assignment;
 use crate::lane::Settings;
-use crate::ledger::{self, Compensated, Key, Owner, Refilled, Rows};
+use crate::ledger::{self, Compensated, Content, Key, Owner, Refilled, Rows};
 use crate::publish;
 use crate::replay::Replayed;
 use crate::rule_archive;
@@ -131,7 +131,7 @@ pub(crate) trait Books {
     fn refill(&mut self, owner: Owner, rows: &mut Rows) -> Result<Option<Refilled>, ledger::Error>;
 
     /// Which of these payments are in the ledger, and when they occurred, in microseconds since the Unix epoch.
-    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, ledger::Error>;
+    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, Content>, ledger::Error>;
 }
 
 /// The lane's transactional producer; see [`crate::publish`].

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::decision::Decision;
 use crate::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use crate::settlement::{Settlement, Verdict};
 use crate::topics;
 
 /// Bytes before the datum.
@@ -80,6 +81,13 @@ record!(
     topics::METRIC_EVENTS,
     "sluice.v1.MetricEvent",
     "metric_event.avsc"
+);
+record!(Verdict, topics::VERDICTS, "sluice.v1.Verdict", "verdict.avsc");
+record!(
+    Settlement,
+    topics::SETTLEMENTS,
+    "sluice.v1.Settlement",
+    "settlement.avsc"
 );
 
 /// Why a record could not be written.

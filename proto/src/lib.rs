@@ -11,6 +11,7 @@ pub mod error_code;
 pub mod event;
 pub mod headers;
 pub mod money;
+pub mod settlement;
 pub mod shape;
 pub mod topics;
 pub mod validate;

@@ -22,8 +22,13 @@ pub const METRIC_EVENTS: &str = "metric-events";
 /// number.
 pub const SNAPSHOTS: &str = "snapshots";
 
+/// What was said of payments after their decisions; keyed as [`PAYMENTS`], so that it stands in the payment's partition.
+pub const VERDICTS: &str = "verdicts";
+/// What became of payments' money; keyed as [`PAYMENTS`].
+pub const SETTLEMENTS: &str = "settlements";
+
 /// Every topic, in the order in which they are shown.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 11] = [
     PAYMENTS,
     DECISIONS,
     DEAD_LETTERS,
@@ -33,6 +38,8 @@ pub const ALL: [&str; 9] = [
     SYSTEM_EVENTS,
     METRIC_EVENTS,
     SNAPSHOTS,
+    VERDICTS,
+    SETTLEMENTS,
 ];
 
 /// The record key of everything that belongs to one subject: `tenant/subject`. Tenants contain no slash.

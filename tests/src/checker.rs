@@ -70,6 +70,8 @@ pub enum Invariant {
     Ledger,
     /// 4: the input alone says what is decided, at every attempt.
     Replay,
+    /// 5: reserved = captured + released + held, by account and at every moment, and the rail's book says the same.
+    Money,
     /// 6: epochs rise, and the last stable offset comes free in time.
     Epochs,
 }
@@ -83,6 +85,7 @@ impl Invariant {
             Self::Delivery => "2 delivery",
             Self::Ledger => "3 ledger",
             Self::Replay => "4 replay",
+            Self::Money => "5 money",
             Self::Epochs => "6 epochs",
         }
     }

@@ -3,7 +3,7 @@
 //!
 //! `servers` finds what `./dev test` started; `process` and `stack` start ours; `run` runs a test on a stack and shows the
 //! logs when it fails; `session` and `proxy` are raw clients and a bad network; `topics`, `ledger` and `checker` look at
-//! what was left behind.
+//! what was left behind. `rail` is a stand-in for the payment rail.
 
 pub mod chaos;
 pub mod checker;
@@ -15,9 +15,11 @@ pub mod events;
 pub mod history;
 pub mod ledger;
 pub mod mix;
+pub mod money;
 pub mod oracle;
 pub mod process;
 pub mod proxy;
+pub mod rail;
 pub mod run;
 pub mod servers;
 pub mod session;

@@ -24,6 +24,8 @@ const LATE: Duration = Duration::from_secs(3_600);
 /// How far a client's clock may be ahead.
 const AHEAD: Duration = Duration::from_secs(20);
 const UNITS_OVER_THE_LIMIT: i64 = 15_000;
+/// What no other payment costs.
+const UNITS_IN_CONFLICT: i64 = 77;
 const CITIES: [(&str, &str, f64, f64); 5] = [
     ("FR", "Paris", 48.856_6, 2.352_2),
     ("DE", "Berlin", 52.52, 13.405),
@@ -47,6 +49,8 @@ pub struct Mix {
     pub placed: u32,
     /// Payments that are published again.
     pub repeated: u32,
+    /// Payments that have the id of an earlier one, and another amount.
+    pub conflicting: u32,
     /// Payments that happened an hour ago.
     pub late: u32,
     /// Payments of a client whose clock is ahead.
@@ -64,6 +68,7 @@ impl Mix {
         large: 0,
         placed: 0,
         repeated: 0,
+        conflicting: 0,
         late: 0,
         ahead: 0,
         invalid: 0,
@@ -76,6 +81,7 @@ impl Mix {
         large: 3,
         placed: 15,
         repeated: 4,
+        conflicting: 1,
         late: 3,
         ahead: 1,
         invalid: 1,
@@ -129,6 +135,14 @@ impl Generator {
         if self.of_a_hundred(self.mix.repeated)
             && let Some(event) = self.again()
         {
+            return Next { event, valid: true };
+        }
+        if self.of_a_hundred(self.mix.conflicting)
+            && let Some(event) = self.again()
+        {
+            let event = events::with(event, |payment| {
+                payment.amount = Some(events::euros(UNITS_IN_CONFLICT, 0))
+            });
             return Next { event, valid: true };
         }
         let event = self.payment();
@@ -188,7 +202,7 @@ mod tests {
         let ids: std::collections::HashSet<_> = made.iter().map(|next| &next.event.event_id).collect();
         let invalid = made.iter().filter(|next| !next.valid).count();
         assert!((50..200).contains(&invalid), "{invalid} are invalid");
-        assert!((9_400..9_800).contains(&ids.len()), "{} ids", ids.len());
+        assert!((9_300..9_700).contains(&ids.len()), "{} ids", ids.len());
         let mut plain = Generator::new(Mix::PLAIN, 7);
         let ids: std::collections::HashSet<_> = (0..1_000).map(|_| plain.make().event.event_id).collect();
         assert_eq!(ids.len(), 1_000);

@@ -57,10 +57,10 @@ struct Partition {
     clock: Option<i64>,
     /// By account: everything that came in time.
     accounts: HashMap<String, Vec<Seen>>,
-    /// By identity: when the newest payment of this id that came in time happened.
-    remembered: HashMap<String, i64>,
-    /// By identity: when the payment that was decided happened.
-    decided: HashMap<String, i64>,
+    /// By identity: the newest payment of this id that came in time.
+    remembered: HashMap<String, PaymentRecord>,
+    /// By identity: the payment that was decided.
+    decided: HashMap<String, PaymentRecord>,
 }
 
 /// What must have become of each record, which come by partition and offset.
@@ -110,13 +110,17 @@ impl Partition {
         let time = payment.occurred_at;
         let oldest = self.clock.map_or(i64::MIN, |clock| clock.saturating_sub(LATENESS_US));
         let late = time < oldest;
-        if !late && self.remembered.get(&id).is_some_and(|before| *before >= oldest) {
-            return Fate::Repeated;
+        if !late
+            && let Some(before) = self.remembered.get(&id)
+            && before.occurred_at >= oldest
+        {
+            let same = is_same(before, &payment) && before.merchant_id == payment.merchant_id;
+            return if same { Fate::Repeated } else { Fate::Dead("CONFLICT") };
         }
         let (rules, late) = if late {
             (judge_late(&payment), true)
         } else {
-            self.remembered.insert(id.clone(), time);
+            self.remembered.insert(id.clone(), payment.clone());
             self.clock = self.clock.max(Some(time.min(stored_at)));
             let account = format!("{}/{}", payment.tenant, payment.account_id);
             let earlier = self.accounts.entry(account).or_default();
@@ -127,12 +131,17 @@ impl Partition {
             (rules, false)
         };
         match self.decided.get(&id) {
-            Some(before) if *before == time => return Fate::Repeated,
+            Some(before) if is_same(before, &payment) => return Fate::Repeated,
             Some(_) => return Fate::Dead("CONFLICT"),
-            None => self.decided.insert(id, time),
+            None => self.decided.insert(id, payment),
         };
         decided(rules, late)
     }
+}
+
+/// What the ledger knows of a payment.
+fn is_same(a: &PaymentRecord, b: &PaymentRecord) -> bool {
+    (a.occurred_at, &a.account_id, a.amount, &a.currency) == (b.occurred_at, &b.account_id, b.amount, &b.currency)
 }
 
 fn judge_late(payment: &PaymentRecord) -> Vec<&'static str> {
@@ -303,11 +312,17 @@ mod tests {
             record(3, 1, 0, |_| {}),
             record(4, 1, 700, |_| {}),
             record(5, 3, 10, |_| {}),
+            record(6, 2, 700, |payment| {
+                payment.amount = Amount::from_ten_thousandths(130_000)
+            }),
+            record(7, 3, 10, |payment| payment.currency = "USD".to_owned()),
         ]);
         assert_eq!(found[1], Fate::Repeated);
         assert_eq!(found[3], Fate::Repeated);
         assert_eq!(found[4], Fate::Dead("CONFLICT"));
         assert_eq!(rules(&found[5]), ["LATE_EVENT"]);
+        assert_eq!(found[6], Fate::Dead("CONFLICT"), "within the window");
+        assert_eq!(found[7], Fate::Dead("CONFLICT"), "behind it");
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Tenant {
             key: format!("key-of-tenant-{number:02}-in-tests"),
         }
     }
+
+    /// A key of the tenant's whose only role is to review.
+    pub fn reviewer_key(&self) -> String {
+        format!("reviewer-{}", self.key)
+    }
 }
 
 /// A gateway beside the installation's own, on the same topics.
@@ -541,6 +546,12 @@ fn keys() -> String {
                 "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\nname = \"{}\"\n",
                 credentials::hash(&tenant.key),
                 tenant.name,
+                tenant.name
+            );
+            let _written = writeln!(
+                text,
+                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\nname = \"desk\"\nroles = [\"review\"]\n",
+                credentials::hash(&tenant.reviewer_key()),
                 tenant.name
             );
             text

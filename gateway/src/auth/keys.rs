@@ -81,7 +81,11 @@ struct Certificate {
 impl Known {
     /// The development key alone.
     pub(super) fn development() -> Self {
-        let caller = caller(DEV_TENANT, DEV_TENANT, May::default());
+        let may = May {
+            roles: Some(Role::DEVELOPMENT.to_vec()),
+            ..May::default()
+        };
+        let caller = caller(DEV_TENANT, DEV_TENANT, may);
         Self {
             keys: HashMap::from([(hash(DEV_KEY.as_bytes()), caller)]),
             certificates: HashMap::new(),

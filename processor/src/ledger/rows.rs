@@ -10,7 +10,7 @@ use uuid::Uuid;
 macro_rules! columns {
     () => {
         "part, off, tenant, event_id, account_id, amount, currency, occurred_at, outcome, score, reasons, \
-         rule_set_version, late, epoch, run"
+         rule_set_version, late, epoch, run, batch"
     };
 }
 
@@ -20,15 +20,16 @@ pub(super) const COPY: &str = concat!("COPY ledger (", columns!(), ") FROM STDIN
 pub(super) const CREATE_REFILL: &str = "CREATE TEMPORARY TABLE refill (LIKE ledger INCLUDING DEFAULTS) ON COMMIT DROP";
 /// The statement that [`Rows`] are the data of when they go there.
 pub(super) const COPY_REFILL: &str = concat!("COPY refill (", columns!(), ") FROM STDIN (FORMAT binary)");
-/// Moves them on to the ledger, without those that are there by their place or by their event_id.
+/// Moves them on to the ledger, without those that are there by their place or by their event_id, and says that no lane wrote
+/// them. What a lane writes has the column's default, so that it costs the lane nothing.
 pub(super) const MOVE_REFILL: &str = concat!(
     "WITH filled AS (INSERT INTO ledger (",
     columns!(),
-    ") SELECT ",
+    ", processing_type) SELECT ",
     columns!(),
-    " FROM refill ON CONFLICT DO NOTHING RETURNING off) SELECT count(*), min(off), max(off) FROM filled"
+    ", 'BATCH' FROM refill ON CONFLICT DO NOTHING RETURNING off) SELECT count(*), min(off), max(off) FROM filled"
 );
-const COLUMNS: i16 = 15;
+const COLUMNS: i16 = 16;
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// No flags and no header extension.
@@ -68,8 +69,9 @@ impl Rows {
         self.count
     }
 
-    /// Adds a decision, as written by a lane of this epoch in this run.
-    pub(crate) fn push(&mut self, decision: &Decision, epoch: i64, run: Uuid) {
+    /// Adds a decision, as written by a lane of this epoch in this run. `batch` is the offset of the first payment of its
+    /// batch in its partition.
+    pub(crate) fn push(&mut self, decision: &Decision, epoch: i64, run: Uuid, batch: i64) {
         if self.bytes.is_empty() {
             self.bytes.extend_from_slice(SIGNATURE);
             self.bytes.extend_from_slice(&HEADER);
@@ -91,6 +93,7 @@ impl Rows {
         self.field(&[u8::from(decision.late)]);
         self.field(&epoch.to_be_bytes());
         self.field(run.as_bytes());
+        self.field(&batch.to_be_bytes());
     }
 
     /// The whole COPY data.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Key, State};
+use super::{Key, Seen, State};
 use crate::account::Account;
 use crate::merchant::Merchant;
 use crate::rules::RuleSet;
 
 /// Counted up whenever the encoding of anything in an image changes; a test holds the encoding fast.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const MAGIC: &[u8; 6] = b"sluice";
 const CHECKSUM_BYTES: usize = 4;
 /// Fewer bytes than any payment, account or merchant takes: what a count may promise at most.
@@ -182,8 +182,8 @@ impl State {
         state.swept_past_at = header.swept_past_at;
         state.seen.reserve(room(header.seen, rest));
         for _ in 0..header.seen {
-            let (key, time): (Key, i64) = take(&mut rest)?;
-            state.seen.insert(key, time);
+            let (key, seen): (Key, Seen) = take(&mut rest)?;
+            state.seen.insert(key, seen);
         }
         state.accounts.reserve(room(header.accounts, rest));
         for _ in 0..header.accounts {

@@ -5,18 +5,21 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::faults::{Armed, Fault};
 use super::scenario::repeat_decisions;
 use super::world::{Part, Setup, World};
 use crate::checker::Invariant;
 use crate::mix::Mix;
+use crate::rail::faults::Faults;
 
 const FIRST: Part = Part::Processor(0);
 const SECOND: Part = Part::Processor(1);
 /// A batch in the middle of the traffic.
 const BATCH: u64 = 20;
+/// Events during which the rail is called, and audited.
+const SAGA_EVENTS: usize = 3_000;
 
 /// The safeguard that is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,11 +34,13 @@ pub enum Broken {
     Deduplication,
     Epoch,
     TransactionTimeout,
+    IdempotencyKey,
+    SagaHold,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Compensation,
         Self::Fencing,
         Self::OffsetsLast,
@@ -45,6 +50,8 @@ impl Broken {
         Self::Deduplication,
         Self::Epoch,
         Self::TransactionTimeout,
+        Self::IdempotencyKey,
+        Self::SagaHold,
     ];
 
     /// Its name, as the servers know it.
@@ -59,6 +66,8 @@ impl Broken {
             Self::Deduplication => "deduplication",
             Self::Epoch => "epoch",
             Self::TransactionTimeout => "transaction-timeout",
+            Self::IdempotencyKey => "idempotency-key",
+            Self::SagaHold => "saga-hold",
         }
     }
 
@@ -74,6 +83,8 @@ impl Broken {
             Self::Deduplication => "the state does not recognise a payment that was published again",
             Self::Epoch => "a takeover does not count the epoch up",
             Self::TransactionTimeout => "a transaction stays open for ten times its timeout",
+            Self::IdempotencyKey => "each call of the payment rail carries another key",
+            Self::SagaHold => "the saga passes over reviews",
         }
     }
 
@@ -85,6 +96,7 @@ impl Broken {
             Self::Watermark => Invariant::Ledger,
             Self::Deduplication => Invariant::Replay,
             Self::Epoch | Self::TransactionTimeout => Invariant::Epochs,
+            Self::IdempotencyKey | Self::SagaHold => Invariant::Money,
         }
     }
 
@@ -109,6 +121,7 @@ impl Broken {
                 },
                 ..usual
             },
+            Self::IdempotencyKey | Self::SagaHold => Setup { rail: true, ..usual },
             _ => usual,
         }
     }
@@ -134,6 +147,20 @@ impl Broken {
             Self::Watermark | Self::Deduplication => world.recovered(Instant::now()).await,
             Self::Fencing => fencing(world).await,
             Self::TransactionTimeout => transaction_timeout(world).await,
+            Self::IdempotencyKey => {
+                let faults = Faults {
+                    silent_done: 10,
+                    ..Faults::default()
+                };
+                let rail = world.rail.as_ref().context("the trial has no rail")?;
+                rail.order(faults).await?;
+                world.recovered(Instant::now()).await?;
+                world.traffic.passes(SAGA_EVENTS).await
+            }
+            Self::SagaHold => {
+                world.recovered(Instant::now()).await?;
+                world.traffic.passes(SAGA_EVENTS).await
+            }
         }
     }
 }

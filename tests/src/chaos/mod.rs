@@ -5,6 +5,7 @@
 
 pub mod broken;
 pub mod faults;
+pub mod money;
 pub mod options;
 pub mod report;
 pub mod run;

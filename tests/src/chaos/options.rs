@@ -23,6 +23,9 @@ pub struct Options {
     /// Begins no trial after so many minutes
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub minutes: Option<u64>,
+    /// For how many seconds a scenario goes on that has no end of its own (saga)
+    #[arg(long, default_value_t = 45, value_parser = clap::value_parser!(u64).range(20..=7_200))]
+    pub seconds: u64,
     /// Where the choices come from; trial N has the seed S + N, so that --trials 1 --seed repeats one
     #[arg(long)]
     pub seed: Option<u64>,
@@ -107,10 +110,12 @@ const SHORT: &[What] = &[
     What::Scenario(Scenario::Zombie),
     What::Scenario(Scenario::Postgres),
     What::Scenario(Scenario::Repeated),
+    What::Scenario(Scenario::Saga),
     What::Broken(Broken::Compensation),
     What::Broken(Broken::Deduplication),
     What::Broken(Broken::HighWatermark),
     What::Broken(Broken::Epoch),
+    What::Broken(Broken::IdempotencyKey),
 ];
 
 #[cfg(test)]

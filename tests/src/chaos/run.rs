@@ -12,7 +12,7 @@ use super::report::Report;
 use super::world::World;
 use crate::checker::{Invariant, Violation, Violations, tell};
 
-/// The longest time of one trial: it bounds one that hangs.
+/// The longest time of one trial, beyond what it was told to last: it bounds one that hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// What came of one trial.
@@ -70,7 +70,8 @@ pub fn run(options: &Options) -> Result<Report> {
             break;
         }
         let what = pattern[usize::try_from(number)? % pattern.len()];
-        let trial = one(what, seed.wrapping_add(number))?;
+        let lasts = Duration::from_secs(options.seconds);
+        let trial = one(what, seed.wrapping_add(number), lasts)?;
         println!("{}", report.line(&trial));
         report.add(trial);
     }
@@ -78,7 +79,7 @@ pub fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-fn one(what: What, seed: u64) -> Result<Trial> {
+fn one(what: What, seed: u64, lasts: Duration) -> Result<Trial> {
     let mut trial = Trial {
         what,
         seed,
@@ -96,8 +97,8 @@ fn one(what: What, seed: u64) -> Result<Trial> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut violations = Violations::default();
     let ended = runtime.block_on(async {
-        let ended = tokio::time::timeout(LIMIT, attempt(&mut trial, &mut violations)).await;
-        ended.unwrap_or_else(|_| Err(anyhow::anyhow!("it took more than {} s", LIMIT.as_secs())))
+        let ended = tokio::time::timeout(LIMIT + lasts, attempt(&mut trial, &mut violations, lasts)).await;
+        ended.unwrap_or_else(|_| Err(anyhow::anyhow!("it took more than {} s", (LIMIT + lasts).as_secs())))
     });
     if let Err(error) = ended {
         violations.add(Invariant::Progress, format!("{error:#}"));
@@ -118,12 +119,12 @@ fn one(what: What, seed: u64) -> Result<Trial> {
     Ok(trial)
 }
 
-async fn attempt(trial: &mut Trial, violations: &mut Violations) -> Result<()> {
+async fn attempt(trial: &mut Trial, violations: &mut Violations, lasts: Duration) -> Result<()> {
     let setup = match trial.what {
         What::Scenario(scenario) => scenario.setup(),
         What::Broken(broken) => broken.setup(),
     };
-    let mut world = World::start(setup, trial.seed)
+    let mut world = World::start(setup, trial.seed, lasts)
         .await
         .context("the trial did not start")?;
     trial.logs = Some(world.stack.directory().to_owned());

@@ -58,11 +58,12 @@ pub enum Scenario {
     SlowSubscriber,
     Network,
     Repeated,
+    Saga,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ProcessorKills,
         Self::ProcessorFaults,
         Self::GatewayFaults,
@@ -76,6 +77,7 @@ impl Scenario {
         Self::SlowSubscriber,
         Self::Network,
         Self::Repeated,
+        Self::Saga,
     ];
 
     /// Its name as an option.
@@ -94,6 +96,7 @@ impl Scenario {
             Self::SlowSubscriber => "slow-subscriber",
             Self::Network => "network",
             Self::Repeated => "repeated",
+            Self::Saga => "saga",
         }
     }
 
@@ -113,6 +116,7 @@ impl Scenario {
             Self::SlowSubscriber => "a subscriber is ten times slower than the payments, and the gateway is killed",
             Self::Network => "connections of clients and to Postgres are cut and held up",
             Self::Repeated => "decisions stand in the topic again, as a delayed end of a transaction leaves them",
+            Self::Saga => "the payment rail fails, is silent and goes away, and processors are killed",
         }
     }
 
@@ -140,6 +144,11 @@ impl Scenario {
                 ..usual
             },
             Self::Network => Setup { proxied: true, ..usual },
+            Self::Saga => Setup {
+                processors: 2,
+                rail: true,
+                ..usual
+            },
             _ => usual,
         }
     }
@@ -162,6 +171,7 @@ impl Scenario {
             Self::SlowSubscriber => slow_subscriber(world).await,
             Self::Network => network(world).await,
             Self::Repeated => repeated(world).await,
+            Self::Saga => super::money::run(world).await,
         }
     }
 }

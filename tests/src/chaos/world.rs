@@ -10,11 +10,13 @@ use sqlx::{Connection, PgConnection};
 
 use super::faults::{Armed, Fault};
 use super::watch::Watch;
-use crate::checker::Violations;
+use crate::checker::{Invariant, Violations};
 use crate::history::History;
 use crate::mix::Mix;
+use crate::money::{self, Audit};
 use crate::process::{self, Process};
 use crate::proxy::{self, Proxy};
+use crate::rail::client::Rail;
 use crate::stack::{self, Stack};
 use crate::traffic::{self, Outcomes, Plan, Traffic};
 use crate::wait;
@@ -27,6 +29,12 @@ const TRANSACTION_TIMEOUT_MS: u64 = 5_000;
 const HELD_BACK_SLACK: Duration = Duration::from_secs(5);
 /// Events during which a process stands still, or something is locked: longer than a session's timeout.
 pub const HOLD_EVENTS: usize = 2_500;
+/// How long a call of the rail may take: less than a call that is never answered.
+const RAIL_TIMEOUT_MS: u64 = 1_000;
+/// How long the breaker stays open.
+const BREAKER_OPEN_MS: u64 = 3_000;
+/// How long a review waits: shorter than a trial, so that some end by it.
+const REVIEW_DEADLINE_S: u64 = 15;
 /// What the servers write into their logs with each fault.
 const INJECTED: &str = "fault injected";
 
@@ -45,6 +53,8 @@ pub struct Setup {
     pub proxied: bool,
     /// The safeguards that are taken out.
     pub without: &'static str,
+    /// Whether there is a payment rail.
+    pub rail: bool,
 }
 
 impl Default for Setup {
@@ -56,6 +66,7 @@ impl Default for Setup {
             slow_subscriber: false,
             proxied: false,
             without: "",
+            rail: false,
         }
     }
 }
@@ -97,6 +108,11 @@ pub struct World {
     pub recoveries: Vec<Duration>,
     /// Decisions that the trial itself wrote again.
     pub forged: usize,
+    /// The payment rail, and who looks after the money.
+    pub rail: Option<Rail>,
+    audit: Option<Audit>,
+    /// For how long a scenario goes on that has no end of its own.
+    pub lasts: Duration,
 }
 
 impl World {
@@ -104,7 +120,7 @@ impl World {
     ///
     /// # Errors
     /// When a part does not become ready.
-    pub async fn start(setup: Setup, seed: u64) -> Result<Self> {
+    pub async fn start(setup: Setup, seed: u64, lasts: Duration) -> Result<Self> {
         let mut rng = Rng::with_seed(seed);
         let options = stack::Options {
             processors: setup.processors,
@@ -129,9 +145,25 @@ impl World {
             url = clients.url();
             network = Some(Network { clients, postgres });
         }
+        let (mut rail, mut audit) = (None, None);
+        if setup.rail {
+            let new = Rail::start(stack.directory()).await?;
+            for (name, value) in [
+                ("SLUICE_RAIL", new.url()),
+                ("SLUICE_RAIL_TIMEOUT_MS", RAIL_TIMEOUT_MS.to_string()),
+                ("SLUICE_RAIL_BREAKER_OPEN_MS", BREAKER_OPEN_MS.to_string()),
+                ("SLUICE_REVIEW_DEADLINE_S", REVIEW_DEADLINE_S.to_string()),
+            ] {
+                stack.set_processor_env(name, &value);
+            }
+            rail = Some(new);
+        }
         stack.start_gateway()?;
         stack.start_processor(0)?;
         stack.ready().await?;
+        if let Some(rail) = &rail {
+            audit = Some(Audit::start(&stack, rail)?);
+        }
         let plan = Plan {
             mix: setup.mix,
             seed: rng.u64(..),
@@ -150,6 +182,9 @@ impl World {
             faults: Vec::new(),
             recoveries: Vec::new(),
             forged: 0,
+            rail,
+            audit,
+            lasts,
         })
     }
 
@@ -315,6 +350,21 @@ impl World {
         traffic::examine(&history, &outcomes, self.forged, violations);
         let limit = Duration::from_millis(TRANSACTION_TIMEOUT_MS) + HELD_BACK_SLACK;
         self.watch.end(limit, violations).await?;
+        if let (Some(rail), Some(audit)) = (&self.rail, self.audit) {
+            let mut connection = crate::ledger::connect(&self.stack).await?;
+            if let Err(error) = money::ended(&mut connection).await {
+                violations.add(Invariant::Money, format!("{error:#}"));
+            }
+            let seen = audit.end().await?;
+            for wrong in seen.wrong {
+                violations.add(Invariant::Money, wrong);
+            }
+            let states = money::reconcile(&self.stack, rail, violations).await?;
+            println!(
+                "     money: {} looks, {} of them with the rail; {states:?}; {:?}",
+                seen.samples, seen.with_rail, seen.last
+            );
+        }
         Ok((self.stack, outcomes, history))
     }
 

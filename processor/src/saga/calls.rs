@@ -1,0 +1,132 @@
+//! Owns one round of calls: which payments go into which call, within what the breaker allows, all calls at once.
+//!
+//! Comes after [`super::work`] has gathered what is to be asked, and gives back what came of it.
+
+use std::time::{Duration, Instant};
+
+use super::breaker::{Allowance, Breaker};
+use super::machine::{Operation, Standing, Trouble};
+use super::rail::{Order, Rail};
+use crate::metrics::Metrics;
+
+/// Most payments of one call.
+pub(crate) const CALL_PAYMENTS: usize = 200;
+/// Most calls at once.
+pub(crate) const CALLS: usize = 4;
+/// Most that is asked in one round.
+pub(crate) const MOST: Allowance = Allowance {
+    calls: CALLS,
+    payments: CALLS * CALL_PAYMENTS,
+};
+
+/// What is to be asked about one payment.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub(crate) operation: Operation,
+    pub(crate) order: Order,
+}
+
+/// What came of a job; `None` where it was not asked.
+pub(crate) type Answered = Option<Result<Standing, Trouble>>;
+
+/// Asks as much as may be asked now, in the order of the jobs. Gives an answer for each job, in their order. `since` is
+/// when the breaker's time began.
+pub(crate) fn ask(
+    rail: &dyn Rail,
+    breaker: &mut Breaker,
+    since: Instant,
+    metrics: &Metrics,
+    jobs: &[Job],
+) -> Vec<Answered> {
+    let mut answers: Vec<Answered> = vec![None; jobs.len()];
+    let allowed = breaker.allow(since.elapsed(), MOST);
+    let calls = plan(jobs, allowed);
+    for call in &calls {
+        breaker.took(call.len());
+    }
+    let ended = std::thread::scope(|scope| {
+        let threads: Vec<_> = calls
+            .iter()
+            .map(|call| {
+                let operation = jobs[call[0]].operation;
+                let orders: Vec<Order> = call.iter().map(|job| jobs[*job].order.clone()).collect();
+                scope.spawn(move || {
+                    let began = Instant::now();
+                    (operation, rail.call(operation, &orders), began.elapsed())
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join()).collect::<Vec<_>>()
+    });
+    for (call, ended) in calls.iter().zip(ended) {
+        let (operation, done, took): (_, _, Duration) = match ended {
+            Ok(ended) => ended,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        breaker.ended(since.elapsed(), done.is_ok());
+        metrics.rail_called(operation, done.as_ref().err().copied(), took);
+        for (place, job) in call.iter().enumerate() {
+            answers[*job] = Some(match &done {
+                Ok(standings) => Ok(standings[place]),
+                Err(trouble) => Err(*trouble),
+            });
+        }
+    }
+    metrics.rail_breaker(breaker.mode());
+    answers
+}
+
+/// Which jobs go into each call: of one operation each, as evenly as the allowance says.
+fn plan(jobs: &[Job], allowed: Allowance) -> Vec<Vec<usize>> {
+    if allowed.calls == 0 || allowed.payments == 0 {
+        return Vec::new();
+    }
+    let size = (allowed.payments / allowed.calls).clamp(1, CALL_PAYMENTS);
+    let (mut calls, mut left): (Vec<Vec<usize>>, usize) = (Vec::new(), allowed.payments);
+    for (number, job) in jobs.iter().enumerate() {
+        if left == 0 {
+            break;
+        }
+        let fits = |call: &Vec<usize>| jobs[call[0]].operation == job.operation && call.len() < size;
+        match calls.iter().position(fits) {
+            Some(call) => calls[call].push(number),
+            None if calls.len() < allowed.calls => calls.push(vec![number]),
+            None => continue,
+        }
+        left -= 1;
+    }
+    calls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jobs(operations: &[Operation]) -> Vec<Job> {
+        let job = |operation: &Operation| Job {
+            operation: *operation,
+            order: Order {
+                key: "acme/1".to_owned(),
+                account: "a".to_owned(),
+                amount: "1.00".to_owned(),
+                currency: "EUR".to_owned(),
+            },
+        };
+        operations.iter().map(job).collect()
+    }
+
+    #[test]
+    fn a_call_is_of_one_operation_and_no_larger_than_allowed() {
+        use Operation::{Capture, Query};
+        let few = jobs(&[Query, Capture, Query, Capture]);
+        assert_eq!(plan(&few, MOST), [vec![0, 2], vec![1, 3]]);
+        let many = jobs(&[Capture; 1_000]);
+        let sizes: Vec<usize> = plan(&many, MOST).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [CALL_PAYMENTS; CALLS]);
+        let probes = Allowance { calls: 3, payments: 3 };
+        assert_eq!(plan(&many, probes), [[0], [1], [2]]);
+        let ramp = Allowance { calls: 4, payments: 10 };
+        assert_eq!(plan(&many, ramp).iter().map(Vec::len).sum::<usize>(), 8, "two each");
+        assert!(plan(&many, Allowance { calls: 0, payments: 0 }).is_empty());
+    }
+}
