@@ -6,6 +6,7 @@
 #![no_main]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -235,7 +236,18 @@ fn event(input: &mut Input<'_>) -> Bytes {
     event.encode_to_vec().into()
 }
 
+/// Sessions so far, and events of theirs that were stored.
+static SEEN: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+/// So often it is looked at whether anything is stored at all: else the fuzzer would only ever meet refusals.
+const LOOK_EVERY: u64 = 10_000;
+
 fn check(plan: &Plan, heard: Vec<Result<pb::PublishResponse, Status>>) {
+    let sessions = SEEN[0].fetch_add(1, Ordering::Relaxed) + 1;
+    let stored = SEEN[1].load(Ordering::Relaxed);
+    assert!(
+        !sessions.is_multiple_of(LOOK_EVERY) || stored > 0,
+        "nothing was stored in {sessions} sessions"
+    );
     let mut heard = heard.into_iter();
     let ready = match heard.next() {
         None => return,
@@ -269,7 +281,11 @@ fn check(plan: &Plan, heard: Vec<Result<pb::PublishResponse, Status>>) {
                     let (told, repeated) = fates.entry(number).or_default();
                     match ack.status() {
                         AckStatus::Duplicate => *repeated += 1,
-                        AckStatus::Stored | AckStatus::Error => *told += 1,
+                        AckStatus::Error => *told += 1,
+                        AckStatus::Stored => {
+                            *told += 1;
+                            SEEN[1].fetch_add(1, Ordering::Relaxed);
+                        }
                         AckStatus::Unspecified => panic!("{ack:?}"),
                     }
                 }
