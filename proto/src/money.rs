@@ -32,7 +32,7 @@ impl Amount {
     /// than a ten-thousandth.
     pub fn from_parts(units: i64, nanos: i32) -> Option<Self> {
         let signs_agree = units == 0 || nanos == 0 || (units > 0) == (nanos > 0);
-        if !signs_agree || nanos.abs() >= 1_000_000_000 || nanos % NANOS_PER_TEN_THOUSANDTH != 0 {
+        if !signs_agree || nanos.unsigned_abs() >= 1_000_000_000 || nanos % NANOS_PER_TEN_THOUSANDTH != 0 {
             return None;
         }
         units
@@ -118,6 +118,7 @@ mod tests {
         assert_eq!(Amount::from_parts(1, -1), None);
         assert_eq!(Amount::from_parts(1, 1), None, "a billionth is too precise");
         assert_eq!(Amount::from_parts(i64::MAX, 0), None);
+        assert_eq!(Amount::from_parts(0, i32::MIN), None);
     }
 
     #[test]

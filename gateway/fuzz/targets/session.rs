@@ -155,7 +155,7 @@ fn plan(input: &mut Input<'_>) -> (VecDeque<Result<pb::PublishRequest, Status>>,
                 // Mostly the number that comes next; else a repetition, a gap, or any number at all.
                 let first_sequence = match kind {
                     4 => u64::from_be_bytes(input.array()),
-                    5 | 6 => (next + u64::from(input.byte() % 8)).saturating_sub(4),
+                    5 | 6 => next.saturating_add((input.byte() % 8).into()).saturating_sub(4),
                     _ => next,
                 };
                 let count = input.byte() % MAX_BATCH;
