@@ -34,12 +34,14 @@ pub const QUEUE_LINES: usize = 8_192;
 
 /// The stream that publishes.
 pub const PUBLISH: &str = "/sluice.v1.IngestService/Publish";
-/// The calls that are streams, and so worth a line when they are opened; a unary call is, when it is refused.
-const STREAMS: [&str; 4] = [
+/// The calls that are worth a line when they are let in: streams, and what a person says of a payment. Others are, when they
+/// are refused.
+const NOTED: [&str; 5] = [
     PUBLISH,
     "/sluice.v1.DecisionService/Subscribe",
     "/sluice.v1.DecisionService/Watch",
     "/sluice.v1.AuditService/ReadAudit",
+    "/sluice.v1.ReviewService/Settle",
 ];
 /// What our services' calls begin with.
 const OURS: &str = "/sluice.v1.";
@@ -211,7 +213,7 @@ where
                 audit.tell(Happened::Refused, &call, peer.as_ref(), called.0.get(), Some(&refused));
                 return Ok(response);
             }
-            if !STREAMS.contains(&call.as_str()) {
+            if !NOTED.contains(&call.as_str()) {
                 return Ok(response);
             }
             audit.tell(Happened::Opened, &call, peer.as_ref(), called.0.get(), None);

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_proto::FILE_DESCRIPTOR_SET;
-use sluice_proto::pb::{audit_service_server, decision_service_server, ingest_service_server, schema_service_server};
+use sluice_proto::pb::{
+    audit_service_server, decision_service_server, ingest_service_server, review_service_server, schema_service_server,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -23,12 +25,13 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// How long its answer may take.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The services whose health is told, besides the whole gateway's.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     ingest_service_server::SERVICE_NAME,
     decision_service_server::SERVICE_NAME,
     schema_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
+    review_service_server::SERVICE_NAME,
 ];
 
 type State = Result<(), String>;

@@ -121,8 +121,8 @@ type AuditEntry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When.
 	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	// "opened" for a stream that began, "refused" for a call or an event that was not let in, "ended" for a stream that
-	// ended with an error.
+	// "opened" for a stream that began or a verdict that was let in, "refused" for a call or an event that was not, "ended"
+	// for a stream that ended with an error.
 	Event string `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
 	// The call, such as "/sluice.v1.IngestService/Publish".
 	Call string `protobuf:"bytes,3,opt,name=call,proto3" json:"call,omitempty"`

@@ -39,6 +39,7 @@ fn grpcurl_lists_and_calls_the_services_by_reflection() {
             "sluice.v1.AuditService",
             "sluice.v1.DecisionService",
             "sluice.v1.IngestService",
+            "sluice.v1.ReviewService",
             "sluice.v1.SchemaService",
         ];
         for service in expected {
