@@ -13,7 +13,8 @@ use_chaos_stack() {
 build_faulty() {
   say "building the servers with fault injection (release)"
   cargo build --release --workspace --bin sluice-gateway --bin sluice-processor --bin sluice-chaos \
-    --bin sluice-rail --bin sluicectl --features failpoints || die "the build failed: see the compiler's message above"
+    --bin sluice-rail --bin sluice-sim --bin sluicectl --features failpoints ||
+    die "the build failed: see the compiler's message above"
   # Those of the last time may be the same files under another name.
   rm -rf "$BIN/failpoints"
   mkdir "$BIN/failpoints"

@@ -36,6 +36,8 @@ command_test() {
   run_tests "$@" || code=$?
   # A run of everything breaks the servers too.
   (($# > 0)) || "$BIN/sluice-chaos" --short 9>&- || code=1
+  (($# > 0)) || "$BIN/sluice-sim" --trials "$SIM_TEST_TRIALS" || code=1
+  (($# > 0)) || "$BIN/sluice-sim" --broken || code=1
   # What a failed test left in the parts may explain it; what passed is of no more use.
   ((code != 0)) || discard_stack
   exit "$code"

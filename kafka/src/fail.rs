@@ -35,10 +35,12 @@ pub const fn safeguard(_name: &'static str) -> bool {
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::{point, safeguard};
+pub use armed::{Plan, plan, point, safeguard};
 
 #[cfg(feature = "failpoints")]
 mod armed {
+    use std::cell::RefCell;
+    use std::rc::Rc;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
@@ -56,6 +58,28 @@ mod armed {
         let text = std::env::var("SLUICE_WITHOUT").unwrap_or_default();
         text.split(',').map(str::to_owned).collect()
     });
+
+    thread_local! {
+        static PLAN: RefCell<Option<Rc<dyn Plan>>> = const { RefCell::new(None) };
+    }
+
+    /// What decides about the points and the safeguards of one thread, instead of the environment: a simulation runs many
+    /// trials in a process.
+    pub trait Plan {
+        /// Whether this point fails. Other faults are up to the plan.
+        fn fails(&self, point: &'static str) -> bool;
+        /// Whether this safeguard is in place.
+        fn safeguard(&self, name: &'static str) -> bool;
+    }
+
+    /// Has this plan decide about this thread from here on; `None` gives it back to the environment.
+    pub fn plan(plan: Option<Rc<dyn Plan>>) {
+        PLAN.set(plan);
+    }
+
+    fn planned() -> Option<Rc<dyn Plan>> {
+        PLAN.with_borrow(Clone::clone)
+    }
 
     /// A fault that waits for its point.
     #[derive(Debug)]
@@ -106,6 +130,9 @@ mod armed {
 
     /// See the documentation of the build without faults.
     pub fn point(name: &'static str) -> Result<(), Injected> {
+        if let Some(plan) = planned() {
+            return if plan.fails(name) { Err(Injected(name)) } else { Ok(()) };
+        }
         for armed in POINTS.iter().filter(|armed| armed.point == name) {
             if armed.hits.fetch_add(1, Ordering::Relaxed) + 1 == armed.hit {
                 tracing::warn!(point = name, fault = ?armed.fault, "fault injected");
@@ -138,6 +165,9 @@ mod armed {
 
     /// See the documentation of the build without faults.
     pub fn safeguard(name: &'static str) -> bool {
+        if let Some(plan) = planned() {
+            return plan.safeguard(name);
+        }
         !WITHOUT.iter().any(|without| without == name)
     }
 

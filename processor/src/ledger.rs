@@ -41,6 +41,9 @@ pub enum Error {
     /// Another lane took one of the partitions over.
     #[error("another lane owns the partition by now")]
     Fenced,
+    /// A server that lost its newest transactions took over from another one.
+    #[error("the ledger has lost what this lane wrote")]
+    Forgotten,
     /// A payment's event_id is in the ledger already. Nothing was written, and the connection can be used on.
     #[error("an event_id is in the ledger already")]
     Conflict,
@@ -248,6 +251,30 @@ impl Books for Ledger {
             transaction.commit().await?;
             Ok(())
         })
+    }
+
+    fn confirm(&mut self, owners: &[Owner]) -> Result<(), Error> {
+        const SQL: &str = "SELECT count(*) FROM part_owner \
+             JOIN unnest($2::int[], $3::bigint[], $4::bigint[]) AS mine (part, epoch, watermark) \
+             USING (part, epoch, watermark) WHERE topic = $1";
+        let column = |value: fn(&Owner) -> i64| owners.iter().map(value).collect::<Vec<i64>>();
+        let parts: Vec<i32> = owners.iter().map(|owner| owner.part).collect();
+        let (epochs, watermarks) = (column(|owner| owner.epoch), column(|owner| owner.watermark));
+        let topic = self.topic.clone();
+        let found: i64 = self.call("confirm what is written", async move |connection| {
+            Ok(sqlx::query_scalar(SQL)
+                .bind(topic)
+                .bind(parts)
+                .bind(epochs)
+                .bind(watermarks)
+                .fetch_one(connection)
+                .await?)
+        })?;
+        if found == owners.len() as i64 || !fail::safeguard("watermark") {
+            Ok(())
+        } else {
+            Err(Error::Forgotten)
+        }
     }
 
     fn holds(&mut self, part: i32, off: i64) -> Result<bool, Error> {

@@ -9,6 +9,8 @@ pub mod config;
 pub mod processor;
 pub mod rule_archive;
 pub mod rules;
+#[cfg(feature = "failpoints")]
+pub mod sim;
 
 mod account;
 mod amounts;

@@ -23,8 +23,11 @@ use crate::batch::{Output, Written};
 use crate::dead_letter::letter_headers;
 use crate::world::{Record, Transactions};
 
-/// A commit that takes longer may have been sent twice, and the second one may still be on its way.
-pub(crate) const DOUBTFUL_COMMIT: Duration = Duration::from_secs(1);
+/// A request to end a transaction that takes longer may have been sent twice, and one of the two may still be on its way: a
+/// second one comes after four fifths of [`sluice_kafka::config::TRANSACTIONAL_RETRY_BACKOFF_MS`] at the earliest.
+pub(crate) const DOUBTFUL_END: Duration = Duration::from_millis(250);
+/// The same for offsets, which librdkafka sends again after 500 ms.
+pub(crate) const DOUBTFUL_OFFSETS: Duration = Duration::from_millis(450);
 /// How long an abort waits, twice at most. A transaction that is not aborted is fenced by the next producer.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much longer a transaction stays open where the safeguard `transaction-timeout` is taken out.
@@ -48,9 +51,26 @@ pub enum Error {
     /// A decision does not fit its schema.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// The commit succeeded, but took so long that a repeated request of it may still arrive.
-    #[error("the commit took {} ms", .0.as_millis())]
-    Doubtful(Duration),
+    /// A request was answered, but took so long that another copy of it may still arrive.
+    #[error("{step} took {} ms, so that it may have been sent twice", took.as_millis())]
+    Doubtful {
+        /// What was asked.
+        step: &'static str,
+        /// How long it took.
+        took: Duration,
+    },
+}
+
+/// Whether a request that was answered after this time was sent once. A second one that is still on its way would end, or
+/// give its offsets to, a later transaction of the same producer, because it does not say which it means.
+///
+/// # Errors
+/// [`Error::Doubtful`]: this producer must begin no other transaction. A new one makes the broker refuse what is late.
+pub(crate) fn sent_once(step: &'static str, took: Duration, doubtful: Duration) -> Result<(), Error> {
+    if took > doubtful && fail::safeguard("doubt") {
+        return Err(Error::Doubtful { step, took });
+    }
+    Ok(())
 }
 
 /// Logs what could not be delivered; librdkafka then fails the transaction by itself.
@@ -176,43 +196,29 @@ impl Publisher {
         Ok(())
     }
 
-    /// Waits until Kafka acknowledged all that was sent, and adds the offsets that the batch consumed. In this order, because
-    /// adding the offsets first was not seen to be faster.
-    pub(crate) fn settle(
-        &mut self,
-        ends: &BTreeMap<i32, i64>,
-        membership: &ConsumerGroupMetadata,
-    ) -> Result<(), Error> {
+    /// Waits until Kafka acknowledged all that was sent.
+    pub(crate) fn settle(&mut self) {
         let started = Instant::now();
         while self.producer().in_flight_count() > 0 {
             self.serve_deliveries();
         }
         self.meter(started.elapsed());
-        self.send_offsets(ends, membership)
     }
 
-    /// Proves that this lane's place in its group is the current one: Kafka takes offsets from no other. The offsets are
-    /// not kept.
-    pub(crate) fn prove(
-        &mut self,
-        offsets: &BTreeMap<i32, i64>,
-        membership: &ConsumerGroupMetadata,
-    ) -> Result<(), Error> {
+    /// Proves that this lane's place in its group is the current one: Kafka takes offsets from no other. The transaction is
+    /// to be aborted. The offsets are of the decisions, which nobody in the group reads: should a copy of the request come
+    /// late, into a transaction of a batch, it changes nothing.
+    pub(crate) fn prove(&mut self, partitions: &[i32], membership: &ConsumerGroupMetadata) -> Result<(), Error> {
         self.producer().begin_transaction().map_err(step("begin_transaction"))?;
-        self.send_offsets(offsets, membership)?;
-        self.abort()
+        let none = partitions.iter().map(|partition| (*partition, 0)).collect();
+        self.offer(&self.topics.decisions, &none, membership)
     }
 
     /// The commit point.
     pub(crate) fn commit(&mut self) -> Result<(), Error> {
-        let started = Instant::now();
         self.producer()
             .commit_transaction(self.timeout)
             .map_err(step("commit_transaction"))?;
-        let took = started.elapsed();
-        if took > DOUBTFUL_COMMIT {
-            return Err(Error::Doubtful(took));
-        }
         self.pass_turn();
         Ok(())
     }
@@ -252,11 +258,21 @@ impl Publisher {
         }
     }
 
-    fn send_offsets(&self, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+    /// Adds the offsets that the batch consumed. After its records, because adding the offsets first was not seen to be
+    /// faster.
+    pub(crate) fn send_offsets(
+        &self,
+        ends: &BTreeMap<i32, i64>,
+        membership: &ConsumerGroupMetadata,
+    ) -> Result<(), Error> {
+        self.offer(&self.topics.payments, ends, membership)
+    }
+
+    fn offer(&self, topic: &str, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
         let mut offsets = TopicPartitionList::with_capacity(ends.len());
         for (partition, end) in ends {
             offsets
-                .add_partition_offset(&self.topics.payments, *partition, Offset::Offset(*end))
+                .add_partition_offset(topic, *partition, Offset::Offset(*end))
                 .map_err(Error::Offsets)?;
         }
         self.producer()
@@ -335,12 +351,17 @@ impl Transactions for Publisher {
         Self::send(self, outputs)
     }
 
-    fn settle(&mut self, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
-        Self::settle(self, ends, membership)
+    fn settle(&mut self) -> Result<(), Error> {
+        Self::settle(self);
+        Ok(())
     }
 
-    fn prove(&mut self, offsets: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
-        Self::prove(self, offsets, membership)
+    fn send_offsets(&mut self, ends: &BTreeMap<i32, i64>, membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+        Self::send_offsets(self, ends, membership)
+    }
+
+    fn prove(&mut self, partitions: &[i32], membership: &ConsumerGroupMetadata) -> Result<(), Error> {
+        Self::prove(self, partitions, membership)
     }
 
     fn commit(&mut self) -> Result<(), Error> {

@@ -123,6 +123,10 @@ pub(crate) trait Books {
     /// Sets watermarks when there is no batch for them to travel with.
     fn flush(&mut self, owners: &[Owner]) -> Result<(), ledger::Error>;
 
+    /// Makes sure that the ledger still has these epochs and watermarks. A server that took over from another may have
+    /// lost them, and the rows with them.
+    fn confirm(&mut self, owners: &[Owner]) -> Result<(), ledger::Error>;
+
     /// Whether there is a row for this offset.
     fn holds(&mut self, part: i32, off: i64) -> Result<bool, ledger::Error>;
 
@@ -142,12 +146,15 @@ pub(crate) trait Transactions {
     /// Opens the transaction and hands it all that is written for a batch. Deliveries go on in the background.
     fn send<R: Record>(&mut self, outputs: &[Output<'_, R>]) -> Result<(), publish::Error>;
 
-    /// Waits until Kafka acknowledged all that was sent, and adds the offsets that the batch consumed.
-    fn settle(&mut self, ends: &BTreeMap<i32, i64>, membership: &Self::Membership) -> Result<(), publish::Error>;
+    /// Waits until Kafka acknowledged all that was sent.
+    fn settle(&mut self) -> Result<(), publish::Error>;
 
-    /// Proves that this lane's place in its group is the current one: Kafka takes offsets from no other. The offsets are
-    /// not kept.
-    fn prove(&mut self, offsets: &BTreeMap<i32, i64>, membership: &Self::Membership) -> Result<(), publish::Error>;
+    /// Proves that this lane's place in its group is the current one, with a transaction that is to be aborted. Offsets of
+    /// the payments are not in it.
+    fn prove(&mut self, partitions: &[i32], membership: &Self::Membership) -> Result<(), publish::Error>;
+
+    /// Adds consumed offsets to the transaction. Kafka takes them from a current member of the group and from no other.
+    fn send_offsets(&mut self, ends: &BTreeMap<i32, i64>, membership: &Self::Membership) -> Result<(), publish::Error>;
 
     /// The commit point.
     fn commit(&mut self) -> Result<(), publish::Error>;

@@ -46,7 +46,7 @@ fn entry(key: &str, rest: &str) -> String {
 fn the_development_key_works_on_loopback_only() {
     let auth = Auth::load(None, SocketAddr::from(([127, 0, 0, 1], 50051))).expect("loopback");
     let caller = by(&auth, "authorization", "Bearer sluice-dev-key").expect("known");
-    assert_eq!((&*caller.tenant, caller.roles.len()), ("dev", 3));
+    assert_eq!((&*caller.tenant, caller.roles.len()), ("dev", 4));
     assert!(by(&auth, "x-api-key", "sluice-dev-key").is_ok());
     let open = Auth::load(None, SocketAddr::from(([0, 0, 0, 0], 50051)));
     assert!(open.err().expect("refused").to_string().contains("SLUICE_API_KEYS"));

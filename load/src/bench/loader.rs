@@ -4,10 +4,7 @@
 //! start it.
 
 use std::net::TcpListener;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, ensure};
-use serde_json::Value;
 use sluice_proto::pb::ingest_service_server::{IngestService, IngestServiceServer};
 use sluice_proto::pb::publish_request::Message as Asked;
 use sluice_proto::pb::publish_response::Message as Answer;
@@ -17,8 +14,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Common;
 use super::report::Report;
+use super::{Common, child};
 
 const ANSWERS: usize = 64;
 /// So much that it never ends.
@@ -66,26 +63,13 @@ fn once(args: &Args, address: &str) -> anyhow::Result<[f64; 4]> {
         ("--batch", args.batch.to_string()),
         ("--duration", format!("{}s", args.seconds)),
         ("--cpus", "1".to_owned()),
-        ("--format", "json".to_owned()),
     ];
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["publish", address, "--quiet"]);
-    for (option, value) in options {
-        command.args([option, &value]);
-    }
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start the loader")?;
-    ensure!(!output.stdout.is_empty(), "the loader ended with {}", output.status);
-    let report: Value = serde_json::from_slice(&output.stdout).context("not a report")?;
-    let number = |value: &Value| value.as_f64().context("a figure is missing in the report");
-    let (offered, sent) = (&report["offered"], number(&report["account"]["sent"])?);
+    let run = child::run("publish", address, &options)?;
     Ok([
-        number(&report["rps"])?,
-        number(&offered["sentInTime"])? / number(&offered["due"])?,
-        number(&offered["cpuS"])? * 1e6 / sent,
-        number(&report["latencies"]["slip"]["percentilesUs"]["99"])? / 1e3,
+        run.figure("/rps")?,
+        run.figure("/offered/sentInTime")? / run.figure("/offered/due")?,
+        run.figure("/offered/cpuS")? * 1e6 / run.figure("/account/sent")?,
+        run.figure("/latencies/slip/percentilesUs/99")? / 1e3,
     ])
 }
 

@@ -2,8 +2,9 @@
 //! records in the same run.
 //!
 //! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `fairness`,
-//! `loader`, `process` and `subscribers` are the benchmarks, `report` prints the figures: medians with their extremes.
+//! `loader`, `process`, `sustained` and `subscribers` are the benchmarks, `child` is the loader as a process of its own, `report` prints the figures: medians with their extremes.
 
+mod child;
 mod fairness;
 mod ingest;
 mod loader;
@@ -15,6 +16,7 @@ mod report;
 mod restore;
 mod stream;
 mod subscribers;
+mod sustained;
 
 use std::path::PathBuf;
 
@@ -35,6 +37,8 @@ pub enum Command {
     /// How fast the processor decides a topic full of payments, how soon at a steady rate, and what a takeover and a restart
     /// cost
     Process(process::Args),
+    /// What loader, gateway, broker, database and processor keep up with together
+    Sustained(sustained::Args),
     /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
     Subscribers(subscribers::Args),
 }
@@ -62,6 +66,7 @@ pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
         Command::Fairness(args) => (&args.common, fairness::run(args, runtime)?),
         Command::Loader(args) => (&args.common, loader::run(args)?),
         Command::Process(args) => (&args.common, process::run(args, runtime)?),
+        Command::Sustained(args) => (&args.common, sustained::run(args, runtime)?),
         Command::Subscribers(args) => (&args.common, subscribers::run(args, runtime)?),
     };
     report.print();

@@ -97,7 +97,7 @@ impl Rows {
     }
 
     /// The whole COPY data.
-    pub(super) fn finish(&mut self) -> &[u8] {
+    pub(crate) fn finish(&mut self) -> &[u8] {
         self.bytes.extend_from_slice(&TRAILER);
         &self.bytes
     }
