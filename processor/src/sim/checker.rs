@@ -160,7 +160,10 @@ fn ledger(wrong: &mut Vec<String>, core: &Core, part: i32, end: i64, visible: &[
         let equal = rows.get(&decision.source_offset).is_some_and(|row| {
             row.event_id == decision.event_id.uuid()
                 && row.tenant == decision.tenant
-                && row.occurred_at == decision.occurred_at
+                && row.content.occurred_at == decision.occurred_at
+                && row.content.account_id == decision.account_id
+                && row.content.amount == decision.amount
+                && row.content.currency == decision.currency
                 && row.outcome == decision.outcome.as_str()
                 && row.score.to_bits() == decision.score.to_bits()
                 && row.version == *decision.rule_set_version

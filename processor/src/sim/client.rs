@@ -22,7 +22,7 @@ use super::producer::Producer;
 use super::wire::{Got, MS, Sent, Wire};
 use crate::consume::Assignment;
 use crate::lane::Settings;
-use crate::ledger::{self, Compensated, Key, Owner, Refilled, Rows};
+use crate::ledger::{self, Compensated, Content, Key, Owner, Refilled, Rows};
 use crate::publish;
 use crate::replay::Replayed;
 use crate::rule_archive;
@@ -415,7 +415,7 @@ impl<'y> Books for Connection<'y> {
         }
     }
 
-    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, i64>, ledger::Error> {
+    fn known(&mut self, keys: &[Key]) -> Result<HashMap<Key, Content>, ledger::Error> {
         match self
             .wire
             .run(self.server, "look payments up", Statement::Known(keys.to_vec()))?

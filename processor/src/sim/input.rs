@@ -118,7 +118,7 @@ struct Account {
     rule_set: u8,
     paid: Vec<Paid>,
     /// Identities that were decided.
-    decided: BTreeMap<Uuid, i64>,
+    decided: BTreeMap<Uuid, (i64, Amount, String)>,
     clock: i64,
 }
 
@@ -222,25 +222,24 @@ impl Account {
         let late = time < oldest;
         if !late {
             let same = |paid: &&Paid| paid.fresh && paid.record.event_id.uuid() == id;
-            if self
-                .paid
-                .iter()
-                .rev()
-                .find(same)
-                .is_some_and(|paid| paid.record.occurred_at >= oldest)
-            {
-                return Due::Nothing;
+            let before = self.paid.iter().rev().find(same).map(|paid| &paid.record);
+            if let Some(before) = before.filter(|before| before.occurred_at >= oldest) {
+                return if content(before) == content(&record) {
+                    Due::Nothing
+                } else {
+                    Due::Letter("CONFLICT")
+                };
             }
             self.newest = self.newest.max(time);
         }
-        let account = record.account_id.clone();
+        let (account, content) = (record.account_id.clone(), content(&record));
         self.paid.push(Paid { record, fresh: !late });
         match self.decided.get(&id) {
-            Some(decided) if *decided == time => return Due::Nothing,
+            Some(decided) if *decided == content => return Due::Nothing,
             Some(_) => return Due::Letter("CONFLICT"),
             None => {}
         }
-        self.decided.insert(id, time);
+        self.decided.insert(id, content);
         let within = |paid: &&Paid| {
             let at = paid.record.occurred_at;
             paid.fresh && paid.record.account_id == account && at > time - 60 * SECOND && at <= time
@@ -258,4 +257,9 @@ impl Account {
             score,
         })
     }
+}
+
+/// What differs between two payments with one id. The rest is the same for all payments of an account here.
+fn content(record: &PaymentRecord) -> (i64, Amount, String) {
+    (record.occurred_at, record.amount, record.account_id.clone())
 }

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use sluice_kafka::fail;
+use sluice_proto::money::Amount;
 use uuid::Uuid;
 
-use crate::ledger::{Compensated, Key, Owner, Refilled};
+use crate::ledger::{Compensated, Content, Key, Owner, Refilled};
 
 /// A row as Postgres has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +20,7 @@ pub(super) struct Row {
     pub(super) off: i64,
     pub(super) tenant: String,
     pub(super) event_id: Uuid,
-    pub(super) occurred_at: i64,
+    pub(super) content: Content,
     pub(super) outcome: String,
     pub(super) score: f64,
     pub(super) version: String,
@@ -47,7 +48,7 @@ pub(super) enum Answer {
     Compensated(Vec<Compensated>),
     Refilled(Option<Refilled>),
     Holds(bool),
-    Known(Vec<(Key, i64)>),
+    Known(Vec<(Key, Content)>),
     Fenced,
     Conflict,
     /// The connection is one to a server that is no more.
@@ -193,7 +194,7 @@ impl Tables {
             Statement::Known(keys) => {
                 let known = keys.into_iter().filter_map(|key| {
                     let row = &self.rows[&(key.0, *self.ids.get(&(key.0, key.2))?)];
-                    (row.tenant == key.1).then(|| (key, row.occurred_at))
+                    (row.tenant == key.1).then(|| (key, row.content.clone()))
                 });
                 Ok(Answer::Known(known.collect()))
             }
@@ -271,11 +272,34 @@ fn row(rest: &mut &[u8]) -> Option<Row> {
         off: long(1)?,
         tenant: text(2),
         event_id: Uuid::from_slice(fields[3]).ok()?,
-        occurred_at: long(7)? + POSTGRES_EPOCH_US,
+        content: Content {
+            occurred_at: long(7)? + POSTGRES_EPOCH_US,
+            account_id: text(4),
+            amount: numeric(fields[5])?,
+            currency: text(6),
+        },
         outcome: text(8),
         score: f64::from_be_bytes(fields[9].try_into().ok()?),
         version: text(11),
         late: fields[12] == [1],
         epoch: long(13)?,
     })
+}
+
+/// Reads an amount out of Postgres' `numeric`: groups of four digits, of which the last that an amount has is the one right
+/// after the point.
+fn numeric(field: &[u8]) -> Option<Amount> {
+    let numbers: Vec<i16> = field
+        .chunks_exact(2)
+        .map(|pair| i16::from_be_bytes([pair[0], pair[1]]))
+        .collect();
+    let [_count, weight, sign, _scale, groups @ ..] = numbers.as_slice() else {
+        return None;
+    };
+    let mut value = 0;
+    for (place, group) in groups.iter().enumerate() {
+        let power = u32::try_from(i64::from(*weight) + 1 - place as i64).ok()?;
+        value += i64::from(*group) * 10_000_i64.checked_pow(power)?;
+    }
+    Some(Amount::from_ten_thousandths(if *sign == 0 { value } else { -value }))
 }
