@@ -111,7 +111,7 @@ fn an_event_id_that_comes_again_with_other_content_is_a_dead_letter_at_once() {
         let types: Vec<&str> = dead
             .iter()
             .map(|record| record.header(headers::ERROR_TYPE))
-            .collect::<Result<_>>()?;
+            .collect::<anyhow::Result<_>>()?;
         assert_eq!(types, ["CONFLICT"]);
         let page = sluice_tests::stack::page(stack.processor_admin(0), "/metrics").await?;
         let counted = "processor_dead_letters_total{error_type=\"CONFLICT\"} 1";
