@@ -110,12 +110,10 @@ const SHORT: &[What] = &[
     What::Scenario(Scenario::Zombie),
     What::Scenario(Scenario::Postgres),
     What::Scenario(Scenario::Repeated),
-    What::Scenario(Scenario::Saga),
     What::Broken(Broken::Compensation),
     What::Broken(Broken::Deduplication),
     What::Broken(Broken::HighWatermark),
     What::Broken(Broken::Epoch),
-    What::Broken(Broken::IdempotencyKey),
 ];
 
 #[cfg(test)]

@@ -87,3 +87,35 @@ fn an_event_that_the_memory_has_lost_is_recognised_by_the_ledger() {
         Ok(())
     });
 }
+
+#[test]
+fn an_event_id_that_comes_again_with_other_content_is_a_dead_letter_at_once() {
+    on_own(Options::default(), async |stack| {
+        let tenant = stack.tenant();
+        let url = stack.gateway_url();
+        let mut subscription = Subscription::open(&url, &tenant.key).await?;
+        let mut session = Session::open(&url, &tenant.key, "conflict").await?;
+        let first = events::payment("conflicting");
+        let other = events::with(first.clone(), |payment| payment.amount = Some(events::euros(77, 0)));
+        let after = events::payment("conflicting");
+        // The first again is a repetition, before and after the other.
+        session
+            .store(&[first.clone(), first.clone(), other, first.clone(), after.clone()])
+            .await?;
+        subscription
+            .decided(&events::ids(&[first.clone(), after.clone()]))
+            .await?;
+        let found = checker::check(stack, &Expected::all(&tenant.name, &[first, after])).await?;
+        assert_eq!((found.payments.len(), found.decisions.len()), (5, 2));
+        let dead = read(stack, topics::DEAD_LETTERS).await?;
+        let types: Vec<&str> = dead
+            .iter()
+            .map(|record| record.header(headers::ERROR_TYPE))
+            .collect::<anyhow::Result<_>>()?;
+        assert_eq!(types, ["CONFLICT"]);
+        let page = sluice_tests::stack::page(stack.processor_admin(0), "/metrics").await?;
+        let counted = "processor_dead_letters_total{error_type=\"CONFLICT\"} 1";
+        assert!(page.contains(counted), "{page}");
+        Ok(())
+    });
+}

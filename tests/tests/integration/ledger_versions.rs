@@ -60,9 +60,9 @@ fn a_database_of_the_first_version_is_brought_up_to_date_with_its_data() {
         let kept = "SELECT count(*) FROM transactions WHERE tenant = 'old' AND processing_type = 'STREAM' AND batch = 0 \
                     AND status = 'COMMITTED'";
         assert_eq!(count(&mut connection, kept).await?, 500);
-        let held = "SELECT (sum(held) * 10000)::bigint FROM money WHERE tenant = 'old'";
+        let reserved = "SELECT (sum(reserved) * 10000)::bigint FROM money WHERE tenant = 'old'";
         assert_eq!(
-            count(&mut connection, held).await?,
+            count(&mut connection, reserved).await?,
             5_000_000,
             "what was decided before is reserved"
         );
