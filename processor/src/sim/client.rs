@@ -18,7 +18,7 @@ use sluice_kafka::error;
 use super::group::{Membership, Notice};
 use super::kafka::{Fate, Reply, Request, Topic};
 use super::postgres::{self, Answer, Statement};
-use super::producer::Producer;
+use super::producer::Producers;
 use super::wire::{Got, MS, Sent, Wire};
 use crate::consume::Assignment;
 use crate::lane::Settings;
@@ -431,7 +431,7 @@ impl<'y> World for Wire<'y> {
     type Member = Consumer<'y>;
     type Reader = Consumer<'y>;
     type Books = Connection<'y>;
-    type Transactions = Producer<'y>;
+    type Transactions = Producers<'y>;
 
     fn now(&self) -> Instant {
         *START + Duration::from_micros(self.shared.borrow().now)
@@ -482,8 +482,8 @@ impl<'y> World for Wire<'y> {
         })
     }
 
-    fn transactions(&self, settings: &Settings, lane: u16) -> Result<Producer<'y>, publish::Error> {
-        Producer::new(self, settings, lane)
+    fn transactions(&self, settings: &Settings, lane: u16) -> Result<Producers<'y>, publish::Error> {
+        Producers::new(self, settings, lane)
     }
 
     fn rules_at(

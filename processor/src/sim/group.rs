@@ -46,6 +46,9 @@ pub(super) struct Group {
     pub(super) committed: BTreeMap<i32, i64>,
     /// Of open transactions, by the number of the transactional id.
     pub(super) pending: BTreeMap<usize, BTreeMap<i32, i64>>,
+    /// When offsets were appended, pending and committed ones: a marker that is late takes nothing back.
+    appended: BTreeMap<(Option<usize>, i32), u64>,
+    appends: u64,
 }
 
 impl Group {
@@ -59,6 +62,8 @@ impl Group {
             next_member: 1,
             committed: BTreeMap::new(),
             pending: BTreeMap::new(),
+            appended: BTreeMap::new(),
+            appends: 0,
         }
     }
 
@@ -142,12 +147,25 @@ impl Group {
         Some(Notice::Nothing)
     }
 
+    /// Takes the offsets of an open transaction.
+    pub(super) fn offer(&mut self, id: usize, offsets: &[(i32, i64)]) {
+        self.appends += 1;
+        let pending = self.pending.entry(id).or_default();
+        for (part, offset) in offsets {
+            pending.insert(*part, *offset);
+            self.appended.insert((Some(id), *part), self.appends);
+        }
+    }
+
     /// A transaction's offsets count from here on, or never will.
     pub(super) fn end(&mut self, id: usize, commit: bool) {
-        if let Some(offsets) = self.pending.remove(&id)
-            && commit
-        {
-            self.committed.extend(offsets);
+        for (part, offset) in self.pending.remove(&id).unwrap_or_default() {
+            let at = self.appended.remove(&(Some(id), part)).unwrap_or(0);
+            let newest = self.appended.entry((None, part)).or_default();
+            if commit && at > *newest {
+                *newest = at;
+                self.committed.insert(part, offset);
+            }
         }
     }
 }

@@ -117,8 +117,8 @@ struct Account {
     newest: i64,
     rule_set: u8,
     paid: Vec<Paid>,
-    /// Identities that were decided.
-    decided: BTreeMap<Uuid, (i64, Amount, String)>,
+    /// Identities that were decided, with the time and the amount.
+    decided: BTreeMap<Uuid, (i64, i64)>,
     clock: i64,
 }
 
@@ -220,11 +220,14 @@ impl Account {
         let (id, time) = (record.event_id.uuid(), record.occurred_at);
         let oldest = self.newest.saturating_sub(LATENESS_US);
         let late = time < oldest;
+        let content = (time, record.amount.ten_thousandths());
         if !late {
             let same = |paid: &&Paid| paid.fresh && paid.record.event_id.uuid() == id;
-            let before = self.paid.iter().rev().find(same).map(|paid| &paid.record);
-            if let Some(before) = before.filter(|before| before.occurred_at >= oldest) {
-                return if content(before) == content(&record) {
+            let remembered = self.paid.iter().rev().find(same).map(|paid| &paid.record);
+            if let Some(earlier) = remembered.filter(|earlier| earlier.occurred_at >= oldest) {
+                let repeated = (earlier.occurred_at, earlier.amount.ten_thousandths()) == content;
+                self.paid.push(Paid { record, fresh: false });
+                return if repeated {
                     Due::Nothing
                 } else {
                     Due::Letter("CONFLICT")
@@ -232,7 +235,7 @@ impl Account {
             }
             self.newest = self.newest.max(time);
         }
-        let (account, content) = (record.account_id.clone(), content(&record));
+        let account = record.account_id.clone();
         self.paid.push(Paid { record, fresh: !late });
         match self.decided.get(&id) {
             Some(decided) if *decided == content => return Due::Nothing,
@@ -257,9 +260,4 @@ impl Account {
             score,
         })
     }
-}
-
-/// What differs between two payments with one id. The rest is the same for all payments of an account here.
-fn content(record: &PaymentRecord) -> (i64, Amount, String) {
-    (record.occurred_at, record.amount, record.account_id.clone())
 }

@@ -392,11 +392,7 @@ impl Kafka {
         if fail::safeguard("generation") && !self.group.holds(membership) {
             return Reply::Refused;
         }
-        self.group
-            .pending
-            .entry(id)
-            .or_default()
-            .extend(offsets.iter().copied());
+        self.group.offer(id, offsets);
         Reply::Done
     }
 

@@ -275,7 +275,7 @@ fn row(rest: &mut &[u8]) -> Option<Row> {
         content: Content {
             occurred_at: long(7)? + POSTGRES_EPOCH_US,
             account_id: text(4),
-            amount: numeric(fields[5])?,
+            amount: amount(fields[5])?,
             currency: text(6),
         },
         outcome: text(8),
@@ -286,20 +286,15 @@ fn row(rest: &mut &[u8]) -> Option<Row> {
     })
 }
 
-/// Reads an amount out of Postgres' `numeric`: groups of four digits, of which the last that an amount has is the one right
-/// after the point.
-fn numeric(field: &[u8]) -> Option<Amount> {
-    let numbers: Vec<i16> = field
-        .chunks_exact(2)
-        .map(|pair| i16::from_be_bytes([pair[0], pair[1]]))
-        .collect();
-    let [_count, weight, sign, _scale, groups @ ..] = numbers.as_slice() else {
-        return None;
-    };
-    let mut value = 0;
-    for (place, group) in groups.iter().enumerate() {
-        let power = u32::try_from(i64::from(*weight) + 1 - place as i64).ok()?;
-        value += i64::from(*group) * 10_000_i64.checked_pow(power)?;
-    }
-    Some(Amount::from_ten_thousandths(if *sign == 0 { value } else { -value }))
+/// An amount of Postgres' numeric: groups of four digits, the first of which counts ten-thousands to the power of the weight.
+fn amount(field: &[u8]) -> Option<Amount> {
+    let (numbers, _) = field.as_chunks::<2>();
+    let mut numbers = numbers.iter().map(|pair| i64::from(i16::from_be_bytes(*pair)));
+    let (count, weight, _sign, _scale) = (numbers.next()?, numbers.next()?, numbers.next()?, numbers.next()?);
+    // The group right after the point is the ten-thousandths.
+    let lowest = weight + 1 - (count - 1);
+    let whole = numbers.fold(0, |all, group| all * 10_000 + group);
+    Some(Amount::from_ten_thousandths(
+        whole * 10_000_i64.pow(u32::try_from(lowest).ok()?),
+    ))
 }

@@ -25,6 +25,9 @@ use crate::world::{Record, Transactions};
 /// How long an abort may take; see [`crate::publish`].
 const ABORT_PATIENCE: u64 = 2_000 * MS;
 
+/// How many producers of a lane take turns; see [`crate::publish`].
+const PRODUCERS: usize = 2;
+
 /// Where a transaction stands in its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -37,8 +40,14 @@ enum Stage {
 /// Records for each partition of each topic.
 type ByPartition = BTreeMap<(Topic, i32), Vec<Rc<Stored>>>;
 
-/// A lane's producer.
-pub(super) struct Producer<'y> {
+/// A lane's two producers, which take turns with each transaction.
+pub(super) struct Producers<'y> {
+    both: [Producer<'y>; PRODUCERS],
+    turn: usize,
+}
+
+/// One of them.
+struct Producer<'y> {
     wire: Wire<'y>,
     id: usize,
     epoch: i16,
@@ -60,13 +69,27 @@ fn failed(step: &'static str) -> Error {
     .into()
 }
 
-impl<'y> Producer<'y> {
+impl<'y> Producers<'y> {
     pub(super) fn new(wire: &Wire<'y>, settings: &Settings, lane: u16) -> Result<Self, Error> {
         let slot = {
             let core = wire.shared.borrow();
             core.processes[wire.process].slot
         };
-        let id = slot * LANES + usize::from(lane);
+        let first = (slot * LANES + usize::from(lane)) * PRODUCERS;
+        let both = [
+            Producer::new(wire, settings, first)?,
+            Producer::new(wire, settings, first + 1)?,
+        ];
+        Ok(Self { both, turn: 0 })
+    }
+
+    fn pass_turn(&mut self) {
+        self.turn = (self.turn + 1) % PRODUCERS;
+    }
+}
+
+impl<'y> Producer<'y> {
+    fn new(wire: &Wire<'y>, settings: &Settings, id: usize) -> Result<Self, Error> {
         let patience = settings.transaction_timeout.as_micros() as u64;
         let epoch = match wire.insist(patience, || Request::Init { id }) {
             Some(Reply::Epoch(epoch)) => epoch,
@@ -180,9 +203,44 @@ impl<'y> Producer<'y> {
     }
 }
 
-impl Transactions for Producer<'_> {
+impl Transactions for Producers<'_> {
     type Membership = Membership;
 
+    fn send<R: Record>(&mut self, outputs: &[Output<'_, R>]) -> Result<(), Error> {
+        self.both[self.turn].send(outputs)
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
+        self.both[self.turn].settle()
+    }
+
+    fn prove(&mut self, _partitions: &[i32], membership: &Membership) -> Result<(), Error> {
+        let producer = &mut self.both[self.turn];
+        producer.begin()?;
+        // Those of the decisions are of no interest to the model.
+        producer.send_offsets(&BTreeMap::new(), membership)
+    }
+
+    fn send_offsets(&mut self, ends: &BTreeMap<i32, i64>, membership: &Membership) -> Result<(), Error> {
+        self.both[self.turn].send_offsets(ends, membership)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
+        self.both[self.turn].commit()?;
+        self.pass_turn();
+        Ok(())
+    }
+
+    fn abort(&mut self) -> Result<(), Error> {
+        self.both[self.turn].abort()?;
+        self.pass_turn();
+        Ok(())
+    }
+
+    fn failed(&self, _error: &Error) {}
+}
+
+impl Producer<'_> {
     fn send<R: Record>(&mut self, outputs: &[Output<'_, R>]) -> Result<(), Error> {
         self.begin()?;
         let records = self.records(outputs)?;
@@ -194,12 +252,6 @@ impl Transactions for Producer<'_> {
             self.produce(to, records);
         }
         Ok(())
-    }
-
-    fn prove(&mut self, _partitions: &[i32], membership: &Membership) -> Result<(), Error> {
-        self.begin()?;
-        // Those of the decisions are of no interest to the model.
-        self.send_offsets(&BTreeMap::new(), membership)
     }
 
     fn settle(&mut self) -> Result<(), Error> {
@@ -257,10 +309,6 @@ impl Transactions for Producer<'_> {
         }
     }
 
-    fn failed(&self, _error: &Error) {}
-}
-
-impl Producer<'_> {
     fn end(&mut self, commit: bool, patience: u64) -> Result<(), Error> {
         let (id, epoch) = (self.id, self.epoch);
         // A transaction that the coordinator has not heard of is over when its client says so.
