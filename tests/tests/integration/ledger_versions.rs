@@ -149,7 +149,7 @@ fn old_rows_are_detached_and_everything_goes_on() {
         session.store(std::slice::from_ref(&review)).await?;
         session.store(&old).await?;
         subscription.decided(&events::ids(&old)).await?;
-        subscription.decided(&[review.event_id.clone()]).await?;
+        subscription.decided(std::slice::from_ref(&review.event_id)).await?;
         let mut connection = ledger::connect(stack).await?;
         money::settled(&mut connection).await?;
         let detach = |before: &str, stack: &Stack| -> Result<()> {
