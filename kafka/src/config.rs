@@ -39,6 +39,10 @@ pub const TRANSACTIONAL_RETRY_BACKOFF_MS: u32 = 320;
 /// First and longest pause between attempts to reach a broker, in milliseconds. librdkafka's longest is 10 s, which would
 /// be most of a broker's restart.
 pub const RECONNECT_BACKOFF_MS: (u32, u32) = (50, 1_000);
+/// How often a client asks who leads its partitions, in milliseconds, when nothing tells it that this has changed. With
+/// librdkafka's five minutes, records for a partition whose leader was away when it asked last may time out before it asks
+/// again: after a pause of the only broker some were seen to wait for over a minute.
+pub const METADATA_REFRESH_MS: u32 = 10_000;
 /// How soon a silent group member is declared dead, in milliseconds, unless the binary says otherwise. A killed lane's
 /// partitions rest for this long.
 pub const SESSION_TIMEOUT_MS: u32 = 6_000;
@@ -264,6 +268,7 @@ impl Config {
         config.set("client.id", "sluice");
         config.set("socket.nagle.disable", "true");
         config.set("socket.keepalive.enable", "true");
+        config.set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS.to_string());
         config.set("reconnect.backoff.ms", RECONNECT_BACKOFF_MS.0.to_string());
         config.set("reconnect.backoff.max.ms", RECONNECT_BACKOFF_MS.1.to_string());
         config

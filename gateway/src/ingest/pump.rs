@@ -1,7 +1,7 @@
 //! Owns the step from the sessions' threads to the producer's queue: records wait on a [`Stage`] until a thread of its own
 //! hands all of them over in one burst. Between `publish`, which fills it, and librdkafka.
 //!
-//! A burst goes at once where nothing is under way, and otherwise when everything under way is reported, or after
+//! A burst goes at once where the last one is [`LINGER_MS`] old and nothing is under way, and otherwise when both is so, or after
 //! [`PATIENCE`] at the latest. So a lone record does not wait, and under load a burst is as large as the broker is slow.
 //! librdkafka's own lingering knows neither: it delays every record, and where a partition's last request is not answered by
 //! the time that the next is due, its thread spins until it is (2.12.1, `rd_kafka_toppar_producer_serve`).
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use sluice_kafka::config::LINGER_MS;
 
 use crate::vital::Vital;
 
@@ -34,6 +35,8 @@ struct State<T> {
     waiting: Vec<T>,
     /// When the first of them came.
     since: Instant,
+    /// When the last burst went.
+    sent: Instant,
     /// A burst is being handed over.
     sending: bool,
     /// Somebody waits for the stage to be empty.
@@ -47,6 +50,7 @@ impl<T: Send + 'static> Stage<T> {
         let state = State {
             waiting: Vec::new(),
             since: Instant::now(),
+            sent: Instant::now(),
             sending: false,
             hurried: false,
             closed: false,
@@ -136,14 +140,18 @@ impl<T: Send + 'static> Stage<T> {
                 self.changed.wait(&mut state);
                 continue;
             }
-            let due = state.since + PATIENCE;
+            let now = Instant::now();
+            let earliest = state.sent + Duration::from_millis(LINGER_MS.into());
+            let latest = state.since + PATIENCE;
             let idle = self.in_flight.load(Ordering::Acquire) == 0;
-            if idle || state.hurried || state.closed || Instant::now() >= due {
+            if (idle && now >= earliest) || now >= latest || state.hurried || state.closed {
+                state.sent = now;
                 state.sending = true;
                 std::mem::swap(&mut state.waiting, burst);
                 return true;
             }
-            self.changed.wait_until(&mut state, due);
+            let until = if now < earliest { earliest } else { latest };
+            self.changed.wait_until(&mut state, until);
         }
     }
 
