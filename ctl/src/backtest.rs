@@ -36,7 +36,7 @@ pub(crate) fn run(
     let (_, candidate) = rules::read(&options.file)?;
     let version = candidate.version();
     let own = own_rules(options.current.as_deref())?;
-    let registry = Arc::new(Registry::new(&options.registry));
+    let registry = Arc::new(Registry::new(&options.registry.url));
     let mut backtest = Backtest::new(Arc::new(candidate), options.allowed_lateness_s, registry)?;
 
     let scanner = Scanner::new(config, Isolation::ReadCommitted)?;

@@ -29,7 +29,7 @@ pub(crate) fn detach(options: &Detach) -> anyhow::Result<String> {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64();
-    let done = postgres::run(&options.postgres, async |connection| {
+    let done = postgres::run(&options.postgres.url, async |connection| {
         take_out(connection, part, before_s).await
     })?;
     Ok(match done {

@@ -11,8 +11,6 @@ use crate::dead_letters::Place;
 
 /// Most partitions that a topic may be given: each costs the brokers and the lanes memory and files.
 const MAX_PARTITIONS: i64 = 1_024;
-/// Where a local installation has its ledger.
-const POSTGRES: &str = "postgres://sluice@127.0.0.1:15432/sluice";
 /// Most replicas of a partition.
 const MAX_REPLICATION: i64 = 15;
 
@@ -110,6 +108,31 @@ pub(crate) enum Review {
     Cancel(Say),
 }
 
+/// Where the ledger is.
+#[derive(Debug, Args)]
+pub(crate) struct Postgres {
+    /// URL of the Postgres database that holds the ledger
+    #[arg(
+        long = "postgres",
+        env = "SLUICE_POSTGRES",
+        default_value = "postgres://sluice@127.0.0.1:15432/sluice",
+        hide_env_values = true
+    )]
+    pub(crate) url: String,
+}
+
+/// Where the schemas are.
+#[derive(Debug, Args)]
+pub(crate) struct Registry {
+    /// URL of the schema registry's Confluent-compatible API
+    #[arg(
+        long = "registry",
+        env = "SLUICE_REGISTRY",
+        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
+    )]
+    pub(crate) url: String,
+}
+
 /// Which reviews are shown.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
@@ -119,9 +142,8 @@ pub(crate) struct Show {
     /// How many, those whose time is up first
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub(crate) limit: u16,
-    /// URL of the Postgres database that holds the ledger
-    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
-    pub(crate) postgres: String,
+    #[command(flatten)]
+    pub(crate) postgres: Postgres,
 }
 
 /// What is said of which payment.
@@ -139,13 +161,8 @@ pub(crate) struct Say {
     /// Who says so
     #[arg(long, env = "USER", default_value = "sluicectl")]
     pub(crate) actor: String,
-    /// URL of the schema registry's Confluent-compatible API
-    #[arg(
-        long,
-        env = "SLUICE_REGISTRY",
-        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
-    )]
-    pub(crate) registry: String,
+    #[command(flatten)]
+    pub(crate) registry: Registry,
 }
 
 #[derive(Debug, Subcommand)]
@@ -165,9 +182,8 @@ pub(crate) struct Detach {
     /// Rows that were written before this time, such as 2026-11-21T08:00:00Z
     #[arg(long, value_parser = time)]
     pub(crate) before: SystemTime,
-    /// URL of the Postgres database that holds the ledger
-    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
-    pub(crate) postgres: String,
+    #[command(flatten)]
+    pub(crate) postgres: Postgres,
 }
 
 /// What is compared.
@@ -176,16 +192,10 @@ pub(crate) struct Verify {
     /// The processors' consumer group, before the prefix
     #[arg(long, env = "SLUICE_GROUP", default_value = "sluice-processor")]
     pub(crate) group: String,
-    /// URL of the Postgres database that holds the ledger
-    #[arg(long, env = "SLUICE_POSTGRES", default_value = POSTGRES, hide_env_values = true)]
-    pub(crate) postgres: String,
-    /// URL of the schema registry's Confluent-compatible API
-    #[arg(
-        long,
-        env = "SLUICE_REGISTRY",
-        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
-    )]
-    pub(crate) registry: String,
+    #[command(flatten)]
+    pub(crate) postgres: Postgres,
+    #[command(flatten)]
+    pub(crate) registry: Registry,
 }
 
 /// What is judged again, and by what.
@@ -205,13 +215,8 @@ pub(crate) struct BacktestOptions {
     /// The processors' allowed lateness, in seconds
     #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = 600)]
     pub(crate) allowed_lateness_s: u32,
-    /// URL of the schema registry's Confluent-compatible API
-    #[arg(
-        long,
-        env = "SLUICE_REGISTRY",
-        default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
-    )]
-    pub(crate) registry: String,
+    #[command(flatten)]
+    pub(crate) registry: Registry,
 }
 
 fn time(text: &str) -> Result<SystemTime, String> {

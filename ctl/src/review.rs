@@ -27,7 +27,7 @@ pub(crate) fn list(show: &Show) -> anyhow::Result<String> {
          array_to_string(reasons, ' '), seconds_left FROM open_reviews WHERE $1::text IS NULL OR tenant = $1 \
          ORDER BY seconds_left NULLS LAST, part, off LIMIT $2";
     type Review = (String, String, String, String, String, f64, String, Option<i64>);
-    let reviews: Vec<Review> = postgres::run(&show.postgres, async |connection| {
+    let reviews: Vec<Review> = postgres::run(&show.postgres.url, async |connection| {
         let query = sqlx::query_as(SQL).bind(&show.tenant).bind(i64::from(show.limit));
         query.fetch_all(connection).await
     })?;
@@ -72,7 +72,7 @@ pub(crate) fn say(config: &Config, topics: &Topics, action: Action, say: &Say) -
     let actor_fits = (1..=MAX_ACTOR_BYTES).contains(&say.actor.len());
     ensure!(actor_fits, "the actor is empty or longer than {MAX_ACTOR_BYTES} bytes");
     let subject = topics::value_subject(&topics.verdicts);
-    let id = Registry::new(&say.registry).register(&subject, Verdict::SCHEMA_JSON)?;
+    let id = Registry::new(&say.registry.url).register(&subject, Verdict::SCHEMA_JSON)?;
     let verdict = Verdict {
         event_id,
         tenant: say.tenant.clone(),

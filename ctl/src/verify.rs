@@ -18,7 +18,8 @@ use sluice_kafka::{Config, Topics};
 use sluice_proto::avro::{DecodeError, Decoder, Record as _};
 use sluice_proto::decision::Decision;
 use sluice_proto::topics;
-use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row as _};
 
 use crate::options::Verify;
 use crate::postgres;
@@ -73,7 +74,7 @@ pub(crate) fn verify(config: &Config, admin: &Admin, topics: &Topics, verify: &V
     if committed.is_empty() {
         bail!("group {group} has committed nothing: there is nothing to compare");
     }
-    let registry = Registry::new(&verify.registry);
+    let registry = Registry::new(&verify.registry.url);
     let subject = topics::value_subject(&topics.decisions);
     let id = registry.register(&subject, Decision::SCHEMA_JSON)?;
     let mut decoder = Decoder::<Decision>::new(i32::try_from(id)?)?;
@@ -81,12 +82,12 @@ pub(crate) fn verify(config: &Config, admin: &Admin, topics: &Topics, verify: &V
     let mut findings = Findings::default();
     for (part, committed) in &committed {
         let ends = scanner.ends(&topics.decisions, *part)?;
-        let detached = postgres::run(&verify.postgres, async |connection| {
+        let detached = postgres::run(&verify.postgres.url, async |connection| {
             let query = sqlx::query_scalar("SELECT coalesce(max(below), 0) FROM ledger_detached WHERE part = $1");
             query.bind(*part).fetch_one(connection).await
         })?;
         let mut compare = Compare {
-            postgres: &verify.postgres,
+            postgres: &verify.postgres.url,
             part: *part,
             from: (ends.start == 0).then_some(detached),
             chunk: Vec::new(),
@@ -214,58 +215,26 @@ fn row(decision: &Decision) -> Row {
 }
 
 async fn rows(connection: &mut PgConnection, part: i32, offs: Range<i64>) -> Result<BTreeMap<i64, Row>, sqlx::Error> {
-    const SQL: &str = "SELECT off, tenant, event_id::text, account_id, (amount * 10000)::bigint, currency, \
-         (extract(epoch FROM occurred_at) * 1000000)::bigint, outcome, score, reasons, rule_set_version, late \
-         FROM ledger WHERE part = $1 AND off >= $2 AND off < $3";
-    type Columns = (
-        i64,
-        String,
-        String,
-        String,
-        i64,
-        String,
-        i64,
-        String,
-        f64,
-        Vec<String>,
-        String,
-        bool,
-    );
-    let found: Vec<Columns> = sqlx::query_as(SQL)
-        .bind(part)
-        .bind(offs.start)
-        .bind(offs.end)
-        .fetch_all(connection)
-        .await?;
-    let row = |columns: Columns| {
-        let (
-            off,
-            tenant,
-            event_id,
-            account,
-            ten_thousandths,
-            currency,
-            occurred_at,
-            outcome,
-            score,
-            reasons,
-            rules,
-            late,
-        ) = columns;
+    const SQL: &str = "SELECT off, tenant, event_id::text, account_id, (amount * 10000)::bigint AS ten_thousandths, \
+         currency, (extract(epoch FROM occurred_at) * 1000000)::bigint AS occurred_at, outcome, score, reasons, \
+         rule_set_version, late FROM ledger WHERE part = $1 AND off >= $2 AND off < $3";
+    let query = sqlx::query(SQL).bind(part).bind(offs.start).bind(offs.end);
+    let found = query.fetch_all(connection).await?;
+    let numbered = |columns: &PgRow| -> Result<(i64, Row), sqlx::Error> {
         let row = Row {
-            tenant,
-            event_id,
-            account,
-            ten_thousandths,
-            currency,
-            occurred_at,
-            outcome,
-            score,
-            reasons,
-            rules,
-            late,
+            tenant: columns.try_get("tenant")?,
+            event_id: columns.try_get("event_id")?,
+            account: columns.try_get("account_id")?,
+            ten_thousandths: columns.try_get("ten_thousandths")?,
+            currency: columns.try_get("currency")?,
+            occurred_at: columns.try_get("occurred_at")?,
+            outcome: columns.try_get("outcome")?,
+            score: columns.try_get("score")?,
+            reasons: columns.try_get("reasons")?,
+            rules: columns.try_get("rule_set_version")?,
+            late: columns.try_get("late")?,
         };
-        (off, row)
+        Ok((columns.try_get("off")?, row))
     };
-    Ok(found.into_iter().map(row).collect())
+    found.iter().map(numbered).collect()
 }

@@ -154,7 +154,7 @@ impl Backtest {
 type Judged = (Verdict, Aside);
 
 /// `None` for a repetition.
-fn judge(state: &mut State, input: &Input<'_>) -> Option<Judged> {
+fn judge(state: &mut State, input: &Input) -> Option<Judged> {
     let observed = state.observe(&input.payment, input.appended_at);
     state.merge();
     let mut aside = Aside::default();
@@ -167,7 +167,7 @@ fn judge(state: &mut State, input: &Input<'_>) -> Option<Judged> {
 }
 
 impl Report {
-    fn add(&mut self, source: (i32, i64), input: &Input<'_>, current: Judged, candidate: Judged) {
+    fn add(&mut self, source: (i32, i64), input: &Input, current: Judged, candidate: Judged) {
         self.payments += 1;
         let outcomes = (current.0.outcome, candidate.0.outcome);
         *self.outcomes.entry(outcomes).or_default() += 1;
@@ -220,7 +220,6 @@ mod tests {
                     ..payment()
                 },
                 appended_at: i64::MAX,
-                traceparent: None,
             };
             let [current, candidate] = states.each_mut().map(|state| judge(state, &input));
             if let (Some(current), Some(candidate)) = (current, candidate) {

@@ -37,7 +37,8 @@ pub struct Config {
         default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
     )]
     pub registry: String,
-    /// URL of the Postgres database that holds the ledger. One database holds the ledger of one payments topic.
+    /// URL of the Postgres database that holds the ledger. One database holds the ledger of one payments topic. With "none"
+    /// payments are decided without a ledger, and repetitions are recognised only while the lanes remember the payment.
     #[arg(
         long,
         env = "SLUICE_POSTGRES",
@@ -183,6 +184,11 @@ impl Config {
         format!("{}-{}-lane-{lane}", self.group_name(), self.instance)
     }
 
+    /// Whether decided payments are to be kept in Postgres.
+    pub fn has_ledger(&self) -> bool {
+        self.postgres != "none"
+    }
+
     /// See [`Config::transaction_timeout_ms`].
     pub fn transaction_timeout(&self) -> Duration {
         Duration::from_millis(self.transaction_timeout_ms.into())
@@ -192,14 +198,17 @@ impl Config {
         let invalid = |option, reason: String| Err(Error::Invalid { option, reason });
         self.kafka.config().validate()?;
         let postgres = ["postgres://", "postgresql://"];
-        if !postgres.iter().any(|scheme| self.postgres.starts_with(scheme))
-            || PgConnectOptions::from_str(&self.postgres).is_err()
-        {
+        let is_url = postgres.iter().any(|scheme| self.postgres.starts_with(scheme))
+            && PgConnectOptions::from_str(&self.postgres).is_ok();
+        if self.has_ledger() && !is_url {
             // The URL may hold a password, so it is not repeated.
             return invalid(
                 "--postgres",
-                "is not a URL such as postgres://user@host:5432/database".to_owned(),
+                "is neither a URL such as postgres://user@host:5432/database nor none".to_owned(),
             );
+        }
+        if self.rail.is_some() && !self.has_ledger() {
+            return invalid("--rail", "needs a ledger: without one no money can be moved".to_owned());
         }
         if let Some(rail) = &self.rail
             && !rail.starts_with("http://")

@@ -62,3 +62,9 @@ fn the_saga_needs_a_rail_and_nothing_else() {
     let config = parse(&["--rail", "http://rail:7000", "--review-at-deadline", "capture"]).expect("valid");
     assert_eq!(config.review_at_deadline, AtDeadline::Capture);
 }
+
+#[test]
+fn money_is_moved_with_a_ledger_only() {
+    assert!(!parse(&["--postgres", "none"]).expect("valid").has_ledger());
+    assert!(parse(&["--postgres", "none", "--rail", "http://rail:7000"]).is_err());
+}

@@ -24,19 +24,18 @@ const MICROS_PER_MILLI: i64 = 1_000;
     clippy::large_enum_variant,
     reason = "nearly every record is a payment, and a box for each would be an allocation for each"
 )]
-pub(crate) enum Record<'m> {
-    Payment(Input<'m>),
+pub(crate) enum Record {
+    Payment(Input),
     /// In force from the next record of its partition on.
     Rules(Arc<RuleSet>),
 }
 
 /// A payment with what its record says about it.
 #[derive(Debug)]
-pub(crate) struct Input<'m> {
+pub(crate) struct Input {
     pub(crate) payment: PaymentRecord,
     /// The record's timestamp, in microseconds since the Unix epoch.
     pub(crate) appended_at: i64,
-    pub(crate) traceparent: Option<&'m str>,
 }
 
 /// Why a record cannot be decided.
@@ -87,6 +86,10 @@ impl<T: avro::Record> Versions<T> {
     }
 }
 
+/// The first byte of a record that carries the id of its schema. No rule set begins with it, because it is no character of a
+/// YAML document, so that only of other records it has to be asked what they are.
+const FRAMED: u8 = 0;
+
 /// Reads payments, and the rule sets between them.
 pub(crate) struct Decoder(Versions<PaymentRecord>);
 
@@ -97,11 +100,12 @@ impl Decoder {
     }
 
     /// Reads and checks one record.
-    pub(crate) fn decode<'m>(&mut self, message: &'m impl Message) -> Result<Record<'m>, Failure> {
-        let names = [headers::CONTROL, headers::TRACEPARENT];
-        let [control, traceparent] = sluice_kafka::headers::read(message.headers(), names).map_err(unreadable)?;
-        if let Some(control) = control {
-            return rule_set(control, message.payload()).map(Record::Rules);
+    pub(crate) fn decode(&mut self, message: &impl Message) -> Result<Record, Failure> {
+        if message.payload().and_then(<[u8]>::first) != Some(&FRAMED) {
+            let read = sluice_kafka::headers::read(message.headers(), [headers::CONTROL]);
+            if let [Some(control)] = read.map_err(unreadable)? {
+                return rule_set(control, message.payload()).map(Record::Rules);
+            }
         }
         let record = self.0.read(message)?;
         let occurred_at = record.occurred_at;
@@ -116,9 +120,15 @@ impl Decoder {
         Ok(Record::Payment(Input {
             payment: payment.into_record(),
             appended_at,
-            traceparent: sluice_kafka::headers::text(traceparent),
         }))
     }
+}
+
+/// The trace that a record belongs to. Reading a record's headers costs as much as reading its value, so that a replay leaves
+/// it out.
+pub(crate) fn traceparent(message: &impl Message) -> Option<&str> {
+    let [traceparent] = sluice_kafka::headers::read(message.headers(), [headers::TRACEPARENT]).ok()?;
+    sluice_kafka::headers::text(traceparent)
 }
 
 /// Whoever may write to Kafka may write anything here. One bad document must not stop a lane for ever, so that even a

@@ -336,8 +336,9 @@ impl<W: World> Lane<'_, W> {
                 Observed::Fresh(features) => rules.judge(&input.payment, &features, aside),
             };
             let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
+            let traceparent = decode::traceparent(message);
             let span = tracer
-                .start("decide", SpanKind::Consumer, input.traceparent, now)
+                .start("decide", SpanKind::Consumer, traceparent, now)
                 .map(|mut span| {
                     span.set("messaging.kafka.offset", offset);
                     span.set("messaging.destination.partition.id", i64::from(partition));
@@ -346,7 +347,7 @@ impl<W: World> Lane<'_, W> {
                 });
             batch.outputs.push(Output {
                 message,
-                traceparent: input.traceparent,
+                traceparent,
                 span,
                 written: Written::Decision(decision),
             });

@@ -5,6 +5,7 @@
 //! call blocks the lane's thread. Each takes up to [`TIMEOUT`]. After any error but [`Error::Conflict`] the connection is
 //! in an unknown state: drop the ledger and connect again.
 
+mod absent;
 mod rows;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use crate::world::Books;
 
+pub(crate) use absent::NoLedger;
 pub(crate) use rows::Rows;
 
 /// How long one call may take before Postgres counts as down. Shorter than Kafka's default transaction timeout, so that a
@@ -117,21 +119,23 @@ pub(crate) struct Ledger {
 /// A batch that is being prepared. Dropping it leaves the outcome open, and the ledger of no use.
 pub(crate) struct Preparing(JoinHandle<(PgConnection, Rows, Result<(), Error>)>);
 
-impl Ledger {
-    /// Connects to the database of this URL for the ledger of this payments topic.
-    pub(crate) fn connect(url: &str, topic: &str, run: Uuid) -> Result<Self, Error> {
-        const WHAT: &str = "accept a connection";
+/// Books that a lane can open by itself.
+pub(crate) trait Open: Books + Sized {
+    /// Opens the books of this payments topic in the database of this URL.
+    ///
+    /// # Errors
+    /// When Postgres does not take the connection.
+    fn open(url: &str, topic: &str, run: Uuid) -> Result<Self, Error>;
+}
+
+impl Open for Ledger {
+    fn open(url: &str, topic: &str, run: Uuid) -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("ledger")
             .enable_all()
             .build()?;
-        let options = options(url).map_err(failed(WHAT))?;
-        let connecting = async { timeout(TIMEOUT, PgConnection::connect_with(&options)).await };
-        let connection = runtime
-            .block_on(connecting)
-            .map_err(|_| Error::Timeout(WHAT))?
-            .map_err(failed(WHAT))?;
+        let connection = runtime.block_on(connect(url))?;
         Ok(Self {
             runtime,
             connection: Some(connection),
@@ -139,7 +143,9 @@ impl Ledger {
             run,
         })
     }
+}
 
+impl Ledger {
     fn call<T>(
         &mut self,
         what: &'static str,
@@ -364,6 +370,14 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
+/// Connects to the database of this URL.
+pub(crate) async fn connect(url: &str) -> Result<PgConnection, Error> {
+    const WHAT: &str = "accept a connection";
+    let options = options(url).map_err(failed(WHAT))?;
+    let connecting = timeout(TIMEOUT, PgConnection::connect_with(&options)).await;
+    connecting.map_err(|_| Error::Timeout(WHAT))?.map_err(failed(WHAT))
+}
+
 /// How every connection of the processor is made.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
     Ok(PgConnectOptions::from_str(url)?
@@ -447,6 +461,6 @@ fn is_unique_violation(error: &sqlx::Error) -> bool {
         .is_some_and(|error| error.code() == UNIQUE_VIOLATION)
 }
 
-fn failed(what: &'static str) -> impl Fn(sqlx::Error) -> Error {
+pub(crate) fn failed(what: &'static str) -> impl Fn(sqlx::Error) -> Error {
     move |source| Error::Database { what, source }
 }

@@ -35,6 +35,7 @@ mod servers;
 mod snapshot;
 mod state;
 mod takeover;
+mod warm_up;
 mod whereabouts;
 mod windows;
 mod world;

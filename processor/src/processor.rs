@@ -2,7 +2,9 @@
 //!
 //! Comes after [`crate::config`] in `main`; each lane goes on in [`crate::lane`].
 
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc as channel};
 use std::thread;
@@ -29,13 +31,14 @@ use crate::calendar::SECOND_US;
 use crate::config::{self, AtDeadline, Config};
 use crate::consume::Bounds;
 use crate::lane::{self, Settings, Signals};
-use crate::ledger;
+use crate::ledger::{self, Ledger, NoLedger, Open};
 use crate::metrics::Metrics;
 use crate::replay::Kept;
 use crate::saga::machine::Word;
 use crate::saga::runner;
 use crate::servers::Servers;
 use crate::snapshot::{self, Snapshots};
+use crate::warm_up;
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
@@ -106,7 +109,9 @@ pub enum Error {
 
 /// Everything that was checked and made before the first record.
 pub struct Processor {
-    servers: Servers,
+    servers: Servers<Ledger>,
+    /// Whether there is a ledger.
+    ledger: bool,
     settings: Settings,
     saga: Option<runner::Options>,
     lanes: u16,
@@ -145,7 +150,12 @@ impl Processor {
             })
             .await?
         };
-        prepare_database(&config.postgres, &topics.payments).await?;
+        let ledger = config.has_ledger();
+        if ledger {
+            prepare_database(&config.postgres, &topics.payments).await?;
+        } else {
+            tracing::warn!("no ledger is kept: repetitions that the lanes no longer remember are decided again");
+        }
 
         let rules = config.rule_set()?;
         let saga = saga_options(&config, &schemas);
@@ -157,6 +167,7 @@ impl Processor {
             session_timeout: Duration::from_millis(config.session_timeout_ms.into()),
             postgres: config.postgres.clone(),
             snapshots,
+            books: PhantomData,
         };
         let settings = Settings {
             transaction_timeout: config.transaction_timeout(),
@@ -181,6 +192,7 @@ impl Processor {
         };
         Ok(Self {
             servers,
+            ledger,
             settings,
             saga,
             lanes: config.lanes,
@@ -194,13 +206,31 @@ impl Processor {
     /// # Errors
     /// When a lane ends by itself, or not in time.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let shared = Arc::new((self.servers, self.settings));
+        if self.ledger {
+            self.run_lanes::<Ledger>(shutdown).await
+        } else {
+            self.run_lanes::<NoLedger>(shutdown).await
+        }
+    }
+
+    async fn run_lanes<B: Open + 'static>(self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let shared = Arc::new((self.servers.keeping::<B>(), self.settings));
         let signals: Arc<Vec<Signals>> = Arc::new((0..self.lanes).map(|_| Signals::default()).collect());
         let (close, closed) = oneshot::channel::<()>();
         let readiness = readiness(signals.clone());
         let admin = tokio::spawn(self.admin.run(Arc::new(self.registry), readiness, async {
             closed.await.unwrap_or(());
         }));
+
+        let mut shutdown = pin!(shutdown);
+        let warming = warm_up(shared.clone(), self.lanes, signals.clone());
+        tokio::select! {
+            () = &mut shutdown => {
+                stop_lanes(&signals);
+                return Ok(());
+            }
+            () = warming => {}
+        }
 
         // One more for the saga.
         let (report, mut reports) = mpsc::channel(usize::from(self.lanes) + 1);
@@ -214,12 +244,10 @@ impl Processor {
         // The channel closes when every lane has reported.
         drop(report);
         let early = tokio::select! {
-            () = shutdown => Ok(()),
+            () = &mut shutdown => Ok(()),
             end = reports.recv() => end.unwrap_or(Ok(())),
         };
-        for signal in signals.iter() {
-            signal.stop.store(true, Ordering::Relaxed);
-        }
+        stop_lanes(&signals);
         drop(saga_goes_on);
         tracing::info!("draining");
         let drained = timeout(DRAIN_DEADLINE, async {
@@ -237,9 +265,27 @@ impl Processor {
     }
 }
 
-fn start_lane(
+fn stop_lanes(signals: &[Signals]) {
+    for signal in signals {
+        signal.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Ends with the lanes' signals to stop, or by itself; what goes wrong makes the takeovers longer and nothing else.
+async fn warm_up<B: Open + 'static>(shared: Arc<(Servers<B>, Settings)>, lanes: u16, signals: Arc<Vec<Signals>>) {
+    let work = move || {
+        let goes_on = || !signals.iter().any(|signals| signals.stop.load(Ordering::Relaxed));
+        if let Err(error) = warm_up::run(&shared.0, &shared.1, lanes, &goes_on) {
+            tracing::warn!(%error, "the takeovers will have more to read");
+        }
+        Ok(())
+    };
+    drop(blocking(work).await);
+}
+
+fn start_lane<B: Open + 'static>(
     lane: u16,
-    shared: Arc<(Servers, Settings)>,
+    shared: Arc<(Servers<B>, Settings)>,
     signals: Arc<Vec<Signals>>,
     report: mpsc::Sender<Result<(), Error>>,
 ) -> Result<(), Error> {
@@ -262,8 +308,8 @@ fn start_lane(
     thread.map(drop).map_err(Error::Thread)
 }
 
-fn start_saga(
-    shared: Arc<(Servers, Settings)>,
+fn start_saga<B: 'static>(
+    shared: Arc<(Servers<B>, Settings)>,
     options: runner::Options,
     stop: channel::Receiver<()>,
     report: mpsc::Sender<Result<(), Error>>,

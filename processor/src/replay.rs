@@ -44,14 +44,22 @@ impl Replayed {
     }
 }
 
-/// States that lanes of this process had to give up, by partition. A rebalance often moves a partition to another lane, or
-/// to none: what was rebuilt once need not be rebuilt again. It never holds more than one state for each partition.
+/// States that lanes of this process had to give up, by partition, and those that were read beforehand. A rebalance often
+/// moves a partition to another lane, or to none: what was rebuilt once need not be rebuilt again. It never holds more than one state for each partition.
 #[derive(Default)]
 pub(crate) struct Kept(Mutex<BTreeMap<i32, Replayed>>);
 
 impl Kept {
     pub(crate) fn put(&self, partition: i32, replayed: Replayed) {
         self.lock().insert(partition, replayed);
+    }
+
+    /// Each without the offset that it was to be brought up to.
+    pub(crate) fn put_all(&self, states: BTreeMap<i32, (Replayed, i64)>) {
+        let states = states
+            .into_iter()
+            .map(|(partition, (replayed, _))| (partition, replayed));
+        self.lock().extend(states);
     }
 
     pub(crate) fn take(&self, partition: i32) -> Option<Replayed> {
@@ -84,7 +92,7 @@ pub enum Error {
 /// many offsets are left.
 ///
 /// # Errors
-/// See [`Error`]; what was rebuilt up to there is lost.
+/// See [`Error`]; each state is then as of some offset before its target, and can be read on from there.
 pub(crate) fn rebuild<W: World>(
     world: &W,
     topic: &str,

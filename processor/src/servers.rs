@@ -3,6 +3,7 @@
 //! Answers what [`crate::world`] asks; the lane and the takeover call nothing else.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use sluice_kafka::{Config, admin, error};
 
 use crate::consume::{self, Assignment};
 use crate::lane::Settings;
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Open};
 use crate::publish::{self, Publisher};
 use crate::replay::Replayed;
 use crate::rule_archive;
@@ -27,14 +28,29 @@ use crate::snapshot::{Due, Snapshots};
 use crate::state::State;
 use crate::world::{Member, Reader, World};
 
-/// Where the real parts are, for all lanes of the process.
-pub(crate) struct Servers {
+/// Where the real parts are, for all lanes of the process, and which books they keep.
+pub(crate) struct Servers<B> {
     pub(crate) kafka: Config,
     pub(crate) group: String,
     pub(crate) session_timeout: Duration,
     /// The URL of the ledger's database.
     pub(crate) postgres: String,
     pub(crate) snapshots: Snapshots,
+    pub(crate) books: PhantomData<fn() -> B>,
+}
+
+impl<B> Servers<B> {
+    /// The same servers for lanes that keep other books.
+    pub(crate) fn keeping<C>(self) -> Servers<C> {
+        Servers {
+            kafka: self.kafka,
+            group: self.group,
+            session_timeout: self.session_timeout,
+            postgres: self.postgres,
+            snapshots: self.snapshots,
+            books: PhantomData,
+        }
+    }
 }
 
 /// A consumer of one topic.
@@ -114,11 +130,11 @@ impl Member for Consumer<consume::Context> {
     }
 }
 
-impl World for Servers {
+impl<B: Open> World for Servers<B> {
     type Membership = ConsumerGroupMetadata;
     type Member = Consumer<consume::Context>;
     type Reader = Consumer<DefaultConsumerContext>;
-    type Books = Ledger;
+    type Books = B;
     type Transactions = Publisher;
 
     fn now(&self) -> Instant {
@@ -140,8 +156,8 @@ impl World for Servers {
         Consumer::new(&self.kafka.reader(isolation), DefaultConsumerContext, topic)
     }
 
-    fn books(&self, settings: &Settings) -> Result<Ledger, ledger::Error> {
-        Ledger::connect(&self.postgres, &settings.topics.payments, settings.run)
+    fn books(&self, settings: &Settings) -> Result<B, ledger::Error> {
+        B::open(&self.postgres, &settings.topics.payments, settings.run)
     }
 
     fn transactions(&self, settings: &Settings, lane: u16) -> Result<Publisher, publish::Error> {

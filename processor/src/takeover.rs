@@ -140,10 +140,17 @@ pub(crate) fn take_over<W: World>(
     fail::point("takeover.compensation")?;
 
     // 7. The state at exactly that offset.
-    let mut states = states(world, settings, &owners, &offsets)?;
+    let mut states = states(world, settings, &offsets)?;
     let topic = &settings.topics.payments;
     let progress = |left| settings.metrics.replaying(start.lane, left);
-    let replayed = replay::rebuild(world, topic, decoder, &mut states, progress, goes_on)?;
+    let replayed = match replay::rebuild(world, topic, decoder, &mut states, progress, goes_on) {
+        Ok(replayed) => replayed,
+        Err(error) => {
+            // The next takeover, or another lane's, reads on from here.
+            settings.kept.put_all(states);
+            return Err(error.into());
+        }
+    };
     fail::point("takeover.state")?;
 
     let parts = parts(world, owners, states);
@@ -206,20 +213,18 @@ fn compensate(ledger: &mut impl Books, owners: &[Owner], reason: &str) -> Result
 
 /// What is known of each partition's state, from this process or from a snapshot, which may be nothing; and the offset that
 /// it has to be brought up to.
-fn states<W: World>(
+pub(crate) fn states<W: World>(
     world: &W,
     settings: &Settings,
-    owners: &[Owner],
     offsets: &BTreeMap<i32, Ends>,
 ) -> Result<BTreeMap<i32, (Replayed, i64)>, rule_archive::Error> {
     let (mut states, mut wanted) = (BTreeMap::new(), BTreeMap::new());
-    for owner in owners {
-        let Ends { low, committed } = offsets[&owner.part];
-        let kept = settings.kept.take(owner.part);
-        if let Some(kept) = kept.filter(|kept| (low..=committed).contains(&kept.next)) {
-            states.insert(owner.part, (kept, committed));
+    for (part, Ends { low, committed }) in offsets {
+        let kept = settings.kept.take(*part);
+        if let Some(kept) = kept.filter(|kept| (*low..=*committed).contains(&kept.next)) {
+            states.insert(*part, (kept, *committed));
         } else if low < committed {
-            wanted.insert(owner.part, (low, committed));
+            wanted.insert(*part, (*low, *committed));
         }
     }
     // Where nothing was committed that is still there, there is nothing to remember.
@@ -265,9 +270,9 @@ fn parts(world: &impl World, owners: Vec<Owner>, mut states: BTreeMap<i32, (Repl
 
 /// Where a partition's log begins, and where the group has committed up to.
 #[derive(Clone, Copy)]
-struct Ends {
-    low: i64,
-    committed: i64,
+pub(crate) struct Ends {
+    pub(crate) low: i64,
+    pub(crate) committed: i64,
 }
 
 fn stable_offsets(

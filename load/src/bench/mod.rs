@@ -2,11 +2,13 @@
 //! records in the same run.
 //!
 //! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `fairness`,
-//! `loader`, `process`, `sustained` and `subscribers` are the benchmarks, `child` is the loader as a process of its own, `report` prints the figures: medians with their extremes.
+//! `loader`, `process`, `ledger`, `sustained` and `subscribers` are the benchmarks, `child` is the loader as a process of its
+//! own, `report` prints the figures: medians with their extremes.
 
 mod child;
 mod fairness;
 mod ingest;
+mod ledger;
 mod loader;
 mod parts;
 mod plain;
@@ -37,6 +39,8 @@ pub enum Command {
     /// How fast the processor decides a topic full of payments, how soon at a steady rate, and what a takeover and a restart
     /// cost
     Process(process::Args),
+    /// What a ledger that grows to millions of rows costs, and a client that publishes old payments again
+    Ledger(ledger::Args),
     /// What loader, gateway, broker, database and processor keep up with together
     Sustained(sustained::Args),
     /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
@@ -66,6 +70,7 @@ pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
         Command::Fairness(args) => (&args.common, fairness::run(args, runtime)?),
         Command::Loader(args) => (&args.common, loader::run(args)?),
         Command::Process(args) => (&args.common, process::run(args, runtime)?),
+        Command::Ledger(args) => (&args.common, ledger::run(args, runtime)?),
         Command::Sustained(args) => (&args.common, sustained::run(args, runtime)?),
         Command::Subscribers(args) => (&args.common, subscribers::run(args, runtime)?),
     };

@@ -215,10 +215,14 @@ impl Database {
         self.server.clone().database(&self.name).to_url_lossy().to_string()
     }
 
+    pub(super) async fn connect(&self) -> anyhow::Result<PgConnection> {
+        let options = self.server.clone().database(&self.name);
+        Ok(PgConnection::connect_with(&options).await?)
+    }
+
     /// Payments in the ledger.
     pub(super) async fn ledger_rows(&self) -> anyhow::Result<u64> {
-        let options = self.server.clone().database(&self.name);
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut connection = self.connect().await?;
         let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM ledger")
             .fetch_one(&mut connection)
             .await?;

@@ -25,6 +25,8 @@ use super::records::{self, Record};
 use super::report::{Report, histogram};
 
 pub(super) const GROUP: &str = "bench";
+/// The group that decides the same payments without a ledger.
+const GROUP_WITHOUT: &str = "bench-without";
 /// The processor may rest so long before it is given up.
 const STALL: Duration = Duration::from_secs(60);
 pub(super) const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
@@ -100,7 +102,7 @@ fn measure(
     let (steady, moving) = rest.split_at(steady as usize);
     let plain = Plain::new(installation, LINGER_MS)?;
     let filled = plain.send_all(backlog)?;
-    let progress = Progress::new(installation)?;
+    let progress = Progress::new(installation, GROUP)?;
 
     let launched = Instant::now();
     let start = |instance: &str| {
@@ -129,12 +131,14 @@ fn measure(
         "the ledger has {rows} rows for {} payments",
         records.len()
     );
+    let without = without_ledger(args, installation, records.len() as i64)?;
     println!(
-        "run {run}: {:.0}/s decided, {:.2} us CPU an event; plain producer {:.0}/s",
-        drained.events_per_s, drained.cpu_us_per_event, filled.events_per_s
+        "run {run}: {:.0}/s decided, {:.2} us CPU an event; without a ledger {:.0}/s; plain producer {:.0}/s",
+        drained.events_per_s, drained.cpu_us_per_event, without.events_per_s, filled.events_per_s
     );
     report.add("process_events_per_s", "1/s", drained.events_per_s);
     report.add("drain_events_per_s", "1/s", drained.events_per_s);
+    report.add("drain_no_ledger_events_per_s", "1/s", without.events_per_s);
     report.add("process_cpu_us_per_event", "us", drained.cpu_us_per_event);
     report.add("process_plain_events_per_s", "1/s", filled.events_per_s);
     report.add("process_ratio", "ratio", drained.events_per_s / filled.events_per_s);
@@ -144,8 +148,21 @@ fn measure(
     Ok(())
 }
 
-struct Drained {
-    events_per_s: f64,
+/// Another group decides all of it once more and keeps no ledger.
+fn without_ledger(args: &Args, installation: &Installation, events: i64) -> anyhow::Result<Drained> {
+    let environment = [
+        ("SLUICE_POSTGRES", "none".to_owned()),
+        ("SLUICE_GROUP", GROUP_WITHOUT.to_owned()),
+        ("SLUICE_LANES", args.lanes.to_string()),
+    ];
+    let progress = Progress::new(installation, GROUP_WITHOUT)?;
+    let launched = Instant::now();
+    let mut processor = installation.start("sluice-processor", &environment)?;
+    drain(&mut processor, &progress, events, launched)
+}
+
+pub(super) struct Drained {
+    pub(super) events_per_s: f64,
     cpu_us_per_event: f64,
     /// From the launch to the first committed batch.
     start_s: f64,
@@ -153,7 +170,12 @@ struct Drained {
 
 /// Waits until everything is decided. The clock runs from the first committed batch to the last, so that it does not
 /// count the start, which has a figure of its own.
-fn drain(processor: &mut Part, progress: &Progress, events: i64, launched: Instant) -> anyhow::Result<Drained> {
+pub(super) fn drain(
+    processor: &mut Part,
+    progress: &Progress,
+    events: i64,
+    launched: Instant,
+) -> anyhow::Result<Drained> {
     let mut first = None;
     let mut moved = (0, Instant::now());
     loop {
@@ -188,17 +210,18 @@ fn drain(processor: &mut Part, progress: &Progress, events: i64, launched: Insta
     }
 }
 
-/// How far the processor's group is.
-struct Progress {
+/// How far a group is.
+pub(super) struct Progress {
     consumer: BaseConsumer,
     topic: String,
     partitions: Vec<i32>,
 }
 
 impl Progress {
-    fn new(installation: &Installation) -> anyhow::Result<Self> {
+    /// `group` without the prefix.
+    pub(super) fn new(installation: &Installation, group: &str) -> anyhow::Result<Self> {
         let config = &installation.kafka;
-        let group = format!("{}{GROUP}", config.topic_prefix);
+        let group = format!("{}{group}", config.topic_prefix);
         let consumer: BaseConsumer = config.offsets_of(&group, Isolation::ReadUncommitted).create()?;
         let topic = installation.topics.payments.clone();
         let partitions = partitions(&consumer, &topic)?;
@@ -209,7 +232,7 @@ impl Progress {
         })
     }
 
-    fn decided(&self) -> anyhow::Result<i64> {
+    pub(super) fn decided(&self) -> anyhow::Result<i64> {
         let offsets: BTreeMap<i32, i64> = committed(&self.consumer, &self.topic, &self.partitions, KAFKA_TIMEOUT)?;
         Ok(offsets.values().sum())
     }

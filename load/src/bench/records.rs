@@ -32,11 +32,15 @@ pub(super) struct Record {
 
 /// Payments up to now.
 pub(super) fn prepare(count: u32, schema_id: i32) -> anyhow::Result<Vec<Record>> {
-    let now = now_micros();
+    prepare_until(now_micros(), count, schema_id)
+}
+
+/// Payments up to a moment that is not in the future, in microseconds since the Unix epoch.
+pub(super) fn prepare_until(last_micros: i64, count: u32, schema_id: i32) -> anyhow::Result<Vec<Record>> {
     let generator = Generator::new(Options {
         seed: SEED,
         salt: fastrand::u64(..),
-        start_micros: now - (f64::from(count) / EVENT_RATE_PER_S * 1e6) as i64,
+        start_micros: last_micros - micros_of(count),
         rate_per_s: EVENT_RATE_PER_S,
     });
     let encoder = Encoder::<PaymentRecord>::new(schema_id)?;
@@ -49,7 +53,7 @@ pub(super) fn prepare(count: u32, schema_id: i32) -> anyhow::Result<Vec<Record>>
     let mut records = Vec::with_capacity(count as usize);
     for generated in generator.take(count as usize) {
         let event = keep(&generated.event.encode_to_vec());
-        let Checked::Payment(payment) = validate::event(generated.event, TENANT, now)? else {
+        let Checked::Payment(payment) = validate::event(generated.event, TENANT, last_micros)? else {
             anyhow::bail!("the generator made something other than a payment");
         };
         buffer.clear();
@@ -64,6 +68,11 @@ pub(super) fn prepare(count: u32, schema_id: i32) -> anyhow::Result<Vec<Record>>
         });
     }
     Ok(records)
+}
+
+/// How much time these many payments take by their own clock, in microseconds.
+pub(super) fn micros_of(count: u32) -> i64 {
+    (f64::from(count) / EVENT_RATE_PER_S * 1e6) as i64
 }
 
 /// The value of the `schema` header.

@@ -4,8 +4,6 @@
 //! transaction, which the epoch of each partition's owner guards. After any error the connection is in an unknown state:
 //! drop the store and connect again.
 
-use std::time::Duration;
-
 use sluice_kafka::fail;
 use sluice_proto::money::Amount;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -15,10 +13,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::machine::{Payment, Stage};
-use crate::ledger;
-
-/// How long one call may take before Postgres counts as down.
-const TIMEOUT: Duration = Duration::from_secs(10);
+use crate::ledger::{self, TIMEOUT};
 
 /// What can go wrong between the saga and Postgres.
 #[derive(Debug, thiserror::Error)]
@@ -26,17 +21,9 @@ pub(crate) enum Error {
     /// Another runner took one of the partitions.
     #[error("another processor moves the partition's money by now")]
     Fenced,
-    /// No answer in time.
-    #[error("postgres did not {0} within {limit} s", limit = TIMEOUT.as_secs())]
-    Timeout(&'static str),
-    /// Anything else.
-    #[error("postgres could not {what}: {source}")]
-    Database {
-        /// What was tried.
-        what: &'static str,
-        /// The driver's error.
-        source: sqlx::Error,
-    },
+    /// The connection, or a statement.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
     /// A row is not as this program writes it.
     #[error("the saga has a state {0:?}")]
     State(String),
@@ -127,14 +114,8 @@ const SUBJECT: &str = "part, off, tenant, event_id, account_id, (amount * 10000)
 impl Store {
     /// Connects to the ledger's database.
     pub(crate) fn connect(url: &str) -> Result<Self, Error> {
-        const WHAT: &str = "accept a connection";
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let options = ledger::options(url).map_err(failed(WHAT))?;
-        let connecting = async { timeout(TIMEOUT, PgConnection::connect_with(&options)).await };
-        let connection = runtime
-            .block_on(connecting)
-            .map_err(|_| Error::Timeout(WHAT))?
-            .map_err(failed(WHAT))?;
+        let connection = runtime.block_on(ledger::connect(url))?;
         Ok(Self { runtime, connection })
     }
 
@@ -349,12 +330,12 @@ impl Store {
         let done = self
             .runtime
             .block_on(async { timeout(TIMEOUT, operation(connection)).await });
-        done.map_err(|_| Error::Timeout(what))?.map_err(failed(what))
+        done.map_err(|_| ledger::Error::Timeout(what))?.map_err(failed(what))
     }
 }
 
 fn failed(what: &'static str) -> impl Fn(sqlx::Error) -> Error {
-    move |source| Error::Database { what, source }
+    move |source| Error::Ledger(ledger::failed(what)(source))
 }
 
 /// Says whether all of them are still owned. In the order of the partitions, so that no two runners wait for each other.
