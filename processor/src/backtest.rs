@@ -1,7 +1,8 @@
 //! Owns what would change if another rule set had judged: payments that are history are judged twice, by the rule sets
 //! that were in force and by a candidate, each with a state of its own, and the verdicts are compared.
 //!
-//! Fed by `sluicectl rules backtest`, with the records of the payments. It writes nothing.
+//! Fed by `sluicectl rules backtest` with the records of the payments, and by the benchmark of detection with payments of
+//! its own. It writes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +13,9 @@ use sluice_kafka::error;
 use sluice_kafka::registry::Registry;
 use sluice_proto::avro;
 use sluice_proto::decision::{Outcome, Verdict};
+use sluice_proto::event::PaymentRecord;
 
-use crate::calendar::SECOND_US;
+use crate::calendar::{DAY_US, SECOND_US};
 use crate::decode::{Decoder, Failure, Input, Record};
 use crate::rules::{Aside, RuleSet};
 use crate::state::{Observed, State};
@@ -151,6 +153,31 @@ impl Backtest {
     }
 }
 
+/// Judges payments that are given, one after the other, by one rule set.
+pub struct Replay(State);
+
+impl Replay {
+    /// A state that has seen nothing. Nothing is late in it that is less than a day behind.
+    pub fn new(rules: Arc<RuleSet>) -> Self {
+        Self(State::new(DAY_US, rules))
+    }
+
+    /// Puts another rule set in force.
+    pub fn apply(&mut self, rules: Arc<RuleSet>) {
+        self.0.apply(rules);
+        self.0.merge();
+    }
+
+    /// Judges a payment; `None` for a repetition.
+    pub fn judge(&mut self, payment: PaymentRecord) -> Option<Verdict> {
+        let input = Input {
+            appended_at: payment.occurred_at,
+            payment,
+        };
+        judge(&mut self.0, &input).map(|(verdict, _)| verdict)
+    }
+}
+
 type Judged = (Verdict, Aside);
 
 /// `None` for a repetition.
@@ -215,7 +242,7 @@ mod tests {
         let mut report = Report::default();
         for id in [1, 1, 2] {
             let input = Input {
-                payment: sluice_proto::event::PaymentRecord {
+                payment: PaymentRecord {
                     event_id: event_id(id),
                     ..payment()
                 },
