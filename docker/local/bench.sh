@@ -11,8 +11,8 @@ use_bench_stack() {
 command_bench() {
   use_bench_stack
   local name="${1:-}"
-  # It judges a file with the processor's code, and needs none of the parts.
-  if [[ $name == detection ]]; then
+  # These run the processor's code in the loader's process, and need none of the parts.
+  if [[ $name == detection || $name == state ]]; then
     build_binaries
     cd "$CALLER"
     exec "$BIN/sluice-load" bench "$@" 9>&-

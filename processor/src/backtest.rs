@@ -1,8 +1,8 @@
 //! Owns what would change if another rule set had judged: payments that are history are judged twice, by the rule sets
 //! that were in force and by a candidate, each with a state of its own, and the verdicts are compared.
 //!
-//! Fed by `sluicectl rules backtest` with the records of the payments, and by the benchmark of detection with payments of
-//! its own. It writes nothing.
+//! Fed by `sluicectl rules backtest` with the records of the payments. Benchmarks and tests of the state feed payments of
+//! their own. It writes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +14,9 @@ use sluice_kafka::registry::Registry;
 use sluice_proto::avro;
 use sluice_proto::decision::{Outcome, Verdict};
 use sluice_proto::event::PaymentRecord;
+use sluice_proto::features::AccountFeatures;
 
-use crate::calendar::{DAY_US, SECOND_US};
+use crate::calendar::SECOND_US;
 use crate::decode::{Decoder, Failure, Input, Record};
 use crate::rules::{Aside, RuleSet};
 use crate::state::{Observed, State};
@@ -153,13 +154,29 @@ impl Backtest {
     }
 }
 
-/// Judges payments that are given, one after the other, by one rule set.
+/// A partition's state, without the partition: payments are given, one after the other.
 pub struct Replay(State);
 
 impl Replay {
-    /// A state that has seen nothing. Nothing is late in it that is less than a day behind.
-    pub fn new(rules: Arc<RuleSet>) -> Self {
-        Self(State::new(DAY_US, rules))
+    /// A state that has seen nothing, with the allowed lateness in seconds.
+    pub fn new(rules: Arc<RuleSet>, lateness_s: u32) -> Self {
+        Self(State::new(i64::from(lateness_s) * SECOND_US, rules))
+    }
+
+    /// Takes a payment in that stands at this offset of this partition, and gives its features; `None` where it comes late
+    /// or again.
+    pub fn observe(&mut self, payment: &PaymentRecord, (partition, offset): (i32, i64)) -> Option<AccountFeatures> {
+        let observed = self.0.observe(payment, payment.occurred_at);
+        self.0.merge();
+        match observed {
+            Observed::Fresh(features) => Some(features.record(payment, partition, offset)),
+            Observed::Duplicate | Observed::Conflict | Observed::Late { .. } => None,
+        }
+    }
+
+    /// How many accounts are remembered.
+    pub fn accounts(&self) -> usize {
+        self.0.sizes().accounts
     }
 
     /// Puts another rule set in force.

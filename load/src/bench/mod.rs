@@ -2,8 +2,8 @@
 //! records in the same run.
 //!
 //! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `detection`, `ingest`,
-//! `fairness`, `loader`, `process`, `ledger`, `sustained` and `subscribers` are the benchmarks, `child` is the loader as a
-//! process of its own, `report` prints the figures: medians with their extremes.
+//! `fairness`, `loader`, `process`, `ledger`, `state`, `sustained` and `subscribers` are the benchmarks, `child` is the loader
+//! as a process of its own, `report` prints the figures: medians with their extremes.
 
 mod child;
 mod detection;
@@ -17,6 +17,7 @@ mod process;
 mod records;
 mod report;
 mod restore;
+mod state;
 mod stream;
 mod subscribers;
 mod sustained;
@@ -44,6 +45,8 @@ pub enum Command {
     Process(process::Args),
     /// What a ledger that grows to millions of rows costs, and a client that publishes old payments again
     Ledger(ledger::Args),
+    /// How much memory the processor takes to remember accounts, and how long it takes to judge a payment
+    State(state::Args),
     /// What loader, gateway, broker, database and processor keep up with together
     Sustained(sustained::Args),
     /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
@@ -75,6 +78,7 @@ pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
         Command::Loader(args) => (&args.common.json, loader::run(args)?),
         Command::Process(args) => (&args.common.json, process::run(args, runtime)?),
         Command::Ledger(args) => (&args.common.json, ledger::run(args, runtime)?),
+        Command::State(args) => (&args.json, state::run(args)?),
         Command::Sustained(args) => (&args.common.json, sustained::run(args, runtime)?),
         Command::Subscribers(args) => (&args.common.json, subscribers::run(args, runtime)?),
     };
