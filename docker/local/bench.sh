@@ -10,9 +10,15 @@ use_bench_stack() {
 # The loader knows what it can measure: without a name, or with one that it does not know, it lists them.
 command_bench() {
   use_bench_stack
+  local name="${1:-}"
+  # These run the processor's code in the loader's process, and need none of the parts.
+  if [[ $name == detection || $name == state ]]; then
+    build_binaries
+    cd "$CALLER"
+    exec "$BIN/sluice-load" bench "$@" 9>&-
+  fi
   install_for_stack
   build_binaries
-  local name="${1:-}"
   if [[ -z $name || $name == -* ]] || ! "$BIN/sluice-load" bench "$name" --help >/dev/null 2>&1; then
     "$BIN/sluice-load" bench --help >&2 || true
     die "bench needs the name of one of the benchmarks above"

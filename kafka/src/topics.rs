@@ -28,6 +28,8 @@ pub struct Topics {
     pub metric_events: String,
     /// Snapshots of the processor's state.
     pub snapshots: String,
+    /// The newest features of each account.
+    pub features: String,
     /// What was said of payments after their decisions.
     pub verdicts: String,
     /// What became of payments' money.
@@ -48,13 +50,14 @@ impl Topics {
             system_events: name(topics::SYSTEM_EVENTS),
             metric_events: name(topics::METRIC_EVENTS),
             snapshots: name(topics::SNAPSHOTS),
+            features: name(topics::FEATURES),
             verdicts: name(topics::VERDICTS),
             settlements: name(topics::SETTLEMENTS),
         }
     }
 
     /// Every topic, in the order of `sluice_proto::topics::ALL`.
-    pub fn all(&self) -> [&str; 11] {
+    pub fn all(&self) -> [&str; 12] {
         [
             &self.payments,
             &self.decisions,
@@ -65,6 +68,7 @@ impl Topics {
             &self.system_events,
             &self.metric_events,
             &self.snapshots,
+            &self.features,
             &self.verdicts,
             &self.settlements,
         ]
@@ -92,6 +96,10 @@ impl Topics {
             settings.push(("cleanup.policy", "compact".to_owned()));
             settings.push(("segment.bytes", SNAPSHOT_SEGMENT_BYTES.to_string()));
             settings.push(("min.cleanable.dirty.ratio", "0.2".to_owned()));
+        } else if topic == self.features {
+            // What was not renewed for a week is of an account that the processor has forgotten as well.
+            settings.push(("cleanup.policy", "compact,delete".to_owned()));
+            settings.push(("retention.ms", (days * DAY_MS).to_string()));
         } else {
             settings.push(("cleanup.policy", "delete".to_owned()));
             settings.push(("retention.ms", (days * DAY_MS).to_string()));
@@ -139,6 +147,14 @@ mod tests {
         assert_eq!(find(&names.rule_sets, 1, "cleanup.policy"), Some("compact".to_owned()));
         assert_eq!(find(&names.snapshots, 1, "cleanup.policy"), Some("compact".to_owned()));
         assert_eq!(find(&names.snapshots, 1, "retention.ms"), None);
+        assert_eq!(
+            find(&names.features, 1, "cleanup.policy"),
+            Some("compact,delete".to_owned())
+        );
+        assert_eq!(
+            find(&names.features, 1, "retention.ms"),
+            find(&names.payments, 1, "retention.ms")
+        );
         assert_eq!(find(&names.payments, 1, "min.insync.replicas"), None);
         assert_eq!(find(&names.payments, 3, "min.insync.replicas"), Some("2".to_owned()));
     }

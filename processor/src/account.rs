@@ -18,6 +18,8 @@ use crate::windows::Window;
 pub(crate) const LONGEST_WINDOW_US: i64 = 5 * MINUTE_US;
 /// Minutes over which amounts are added up: the payment's own and those before it.
 const AMOUNT_MINUTES: i32 = 60;
+/// Minutes without a payment after which a session is over. It goes back no further than amounts by minute do.
+const SESSION_GAP_MINUTES: i32 = 10;
 /// Payments from which a mean is made at least.
 const PAYMENTS_FOR_MEAN: u64 = 3;
 
@@ -81,14 +83,27 @@ impl Account {
         self.newest = self.newest.max(Some(time));
 
         let count = |within_us: i64| self.window.count(time.saturating_sub(within_us), time);
-        let hour = self
+        let oldest_minute = minute.saturating_sub(AMOUNT_MINUTES - 1);
+        let hour = self.minutes.total(oldest_minute..=minute, currency);
+        let this_hour = self
             .minutes
-            .total(minute.saturating_sub(AMOUNT_MINUTES - 1)..=minute, currency);
+            .total(calendar::first_minute_of_hour(minute)..=minute, currency);
+        let session = self
+            .minutes
+            .session(minute, SESSION_GAP_MINUTES, oldest_minute, currency);
+        let today = self.days.total(day..=day, currency);
         let features = Features {
             recent_payments: count(horizons.frequency_us),
             payments_1m: count(MINUTE_US),
             payments_5m: count(LONGEST_WINDOW_US),
             amount_1h: units(hour.ten_thousandths),
+            payments_this_hour: this_hour.payments,
+            amount_this_hour: units(this_hour.ten_thousandths),
+            payments_today: today.payments,
+            amount_today: units(today.ten_thousandths),
+            session_payments: session.total.payments,
+            session_amount: units(session.total.ten_thousandths),
+            session_minutes: minute.saturating_sub(session.first),
             usual_amount: mean(usual),
             unusual_hour: unusual.hour,
             new_device: unusual.device,
@@ -133,7 +148,7 @@ pub(crate) fn units(ten_thousandths: i128) -> f64 {
 }
 
 fn mean(total: Total) -> Option<f64> {
-    (total.payments >= PAYMENTS_FOR_MEAN).then(|| units(total.ten_thousandths) / total.payments as f64)
+    (total.in_currency >= PAYMENTS_FOR_MEAN).then(|| units(total.ten_thousandths) / total.in_currency as f64)
 }
 
 /// A number that stands for a text, the same in every process.

@@ -48,6 +48,50 @@ fn amounts_are_added_up_by_currency_over_sixty_minutes() {
 }
 
 #[test]
+fn hours_and_days_begin_anew() {
+    let mut account = Account::default();
+    let mut tumbling = |minute: i64, units, currency| {
+        let features = observe(&mut account, &paid(minute * MINUTE_US, units, currency));
+        let hour = (features.payments_this_hour, features.amount_this_hour);
+        (hour, (features.payments_today, features.amount_today))
+    };
+    // T0 is the beginning of a day.
+    let end_of_day = 24 * 60 - 1;
+    assert_eq!(tumbling(end_of_day - 60, 10, "EUR"), ((1, 10.0), (1, 10.0)));
+    assert_eq!(tumbling(end_of_day, 5, "EUR"), ((1, 5.0), (2, 15.0)));
+    assert_eq!(tumbling(end_of_day, 7, "USD"), ((2, 7.0), (3, 7.0)));
+    assert_eq!(tumbling(end_of_day + 1, 1, "EUR"), ((1, 1.0), (1, 1.0)));
+    assert_eq!(
+        tumbling(end_of_day - 1, 2, "EUR"),
+        ((1, 2.0), (4, 17.0)),
+        "a minute later is no part of the hour so far"
+    );
+}
+
+#[test]
+fn a_session_lasts_until_nothing_is_paid_for_ten_minutes_and_an_hour_at_most() {
+    let mut account = Account::default();
+    let mut session = |minute: i64, units, currency| {
+        let features = observe(&mut account, &paid(minute * MINUTE_US, units, currency));
+        (
+            features.session_payments,
+            features.session_amount,
+            features.session_minutes,
+        )
+    };
+    assert_eq!(session(0, 10, "EUR"), (1, 10.0, 0));
+    assert_eq!(session(10, 5, "USD"), (2, 5.0, 10));
+    assert_eq!(session(31, 7, "EUR"), (1, 7.0, 0), "21 minutes later");
+    assert_eq!(session(20, 1, "EUR"), (3, 11.0, 20), "it closes the gap on one side");
+    assert_eq!(session(21, 1, "EUR"), (4, 12.0, 21), "and on the other");
+    for minute in [40, 50] {
+        session(minute, 1, "EUR");
+    }
+    assert_eq!(session(59, 1, "EUR"), (8, 22.0, 59));
+    assert_eq!(session(60, 1, "EUR"), (8, 13.0, 50), "the first minute is too long ago");
+}
+
+#[test]
 fn the_usual_amount_is_the_mean_of_three_payments_or_more() {
     let mut account = Account::default();
     let mut usual = |day: i64, units| observe(&mut account, &paid(day * DAY_US, units, "EUR")).usual_amount;

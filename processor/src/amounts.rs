@@ -1,5 +1,5 @@
-//! Owns sums of an account's payments by bucket of time and currency, from which the sum over a sliding span is added up
-//! to the resolution of a bucket.
+//! Owns sums of an account's payments by bucket of time and currency, from which the sums over sliding, tumbling and
+//! session windows are added up to the resolution of a bucket: windows share these slices and keep nothing of their own.
 //!
 //! Comes below [`crate::account`], which decides what a bucket is and when old ones can no longer matter.
 
@@ -29,8 +29,31 @@ struct Sum {
 /// Payments that were added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Total {
+    /// Payments in any currency.
     pub(crate) payments: u64,
+    /// Payments in the currency asked for.
+    pub(crate) in_currency: u64,
+    /// What these come to.
     pub(crate) ten_thousandths: i128,
+}
+
+impl Total {
+    fn with(self, sum: &Sum, currency: Currency) -> Self {
+        let is_asked_for = sum.currency == currency;
+        Self {
+            payments: self.payments + u64::from(sum.payments),
+            in_currency: self.in_currency + if is_asked_for { sum.payments.into() } else { 0 },
+            ten_thousandths: self.ten_thousandths + if is_asked_for { sum.total } else { 0 },
+        }
+    }
+}
+
+/// Payments that followed each other closely.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Session {
+    /// The bucket of the first one.
+    pub(crate) first: i32,
+    pub(crate) total: Total,
 }
 
 impl Sums {
@@ -70,17 +93,36 @@ impl Sums {
         }
     }
 
-    /// The payments of one currency in a span of buckets.
+    /// The payments in a span of buckets.
     pub(crate) fn total(&self, buckets: RangeInclusive<i32>, currency: Currency) -> Total {
-        let newest_first = self.sums.iter().rev();
-        newest_first
-            .skip_while(|sum| sum.bucket > *buckets.end())
+        self.newest_first(*buckets.end())
             .take_while(|sum| sum.bucket >= *buckets.start())
-            .filter(|sum| sum.currency == currency)
-            .fold(Total::default(), |all, sum| Total {
-                payments: all.payments + u64::from(sum.payments),
-                ten_thousandths: all.ten_thousandths + sum.total,
+            .fold(Total::default(), |all, sum| all.with(sum, currency))
+    }
+
+    /// The session that a bucket ends: going back from it, until there is nothing in the `gap` buckets before, and to the
+    /// bucket `earliest` at most.
+    pub(crate) fn session(&self, bucket: i32, gap: i32, earliest: i32, currency: Currency) -> Session {
+        let none = Session {
+            first: bucket,
+            total: Total::default(),
+        };
+        self.newest_first(bucket)
+            .take_while(|sum| sum.bucket >= earliest)
+            .try_fold(none, |session, sum| {
+                if session.first.saturating_sub(sum.bucket) > gap {
+                    return Err(session);
+                }
+                Ok(Session {
+                    first: sum.bucket,
+                    total: session.total.with(sum, currency),
+                })
             })
+            .unwrap_or_else(|whole| whole)
+    }
+
+    fn newest_first(&self, from: i32) -> impl Iterator<Item = &Sum> {
+        self.sums.iter().rev().skip_while(move |sum| sum.bucket > from)
     }
 
     /// Forgets the buckets before this one.
@@ -127,14 +169,28 @@ mod tests {
         let total = |buckets, currency| {
             let Total {
                 payments,
+                in_currency,
                 ten_thousandths,
             } = sums.total(buckets, currency);
-            (payments, ten_thousandths)
+            (payments, in_currency, ten_thousandths)
         };
-        assert_eq!(total(1..=3, EUR), (4, 36));
-        assert_eq!(total(2..=2, EUR), (1, 5));
-        assert_eq!(total(2..=9, USD), (1, 7));
-        assert_eq!(total(4..=9, EUR), (0, 0));
+        assert_eq!(total(1..=3, EUR), (5, 4, 36));
+        assert_eq!(total(2..=2, EUR), (1, 1, 5));
+        assert_eq!(total(2..=9, USD), (4, 1, 7));
+        assert_eq!(total(4..=9, EUR), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_session_ends_where_nothing_was_paid_for_longer_than_the_gap() {
+        let sums = sums(&[(1, EUR, 1), (8, EUR, 2), (10, USD, 3), (13, EUR, 4), (14, EUR, 5)]);
+        let session = |bucket, earliest| {
+            let Session { first, total } = sums.session(bucket, 3, earliest, EUR);
+            (first, total.payments, total.in_currency, total.ten_thousandths)
+        };
+        assert_eq!(session(13, 0), (8, 3, 2, 6), "14 comes later, and 1 is too far");
+        assert_eq!(session(14, 9), (10, 3, 2, 9), "8 is too early");
+        assert_eq!(session(4, 0), (1, 1, 1, 1));
+        assert_eq!(session(5, 0), (5, 0, 0, 0));
     }
 
     #[test]

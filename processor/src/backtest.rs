@@ -1,7 +1,8 @@
 //! Owns what would change if another rule set had judged: payments that are history are judged twice, by the rule sets
 //! that were in force and by a candidate, each with a state of its own, and the verdicts are compared.
 //!
-//! Fed by `sluicectl rules backtest`, with the records of the payments. It writes nothing.
+//! Fed by `sluicectl rules backtest` with the records of the payments. Benchmarks and tests of the state feed payments of
+//! their own. It writes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +13,8 @@ use sluice_kafka::error;
 use sluice_kafka::registry::Registry;
 use sluice_proto::avro;
 use sluice_proto::decision::{Outcome, Verdict};
+use sluice_proto::event::PaymentRecord;
+use sluice_proto::features::AccountFeatures;
 
 use crate::calendar::SECOND_US;
 use crate::decode::{Decoder, Failure, Input, Record};
@@ -151,6 +154,47 @@ impl Backtest {
     }
 }
 
+/// A partition's state, without the partition: payments are given, one after the other.
+pub struct Replay(State);
+
+impl Replay {
+    /// A state that has seen nothing, with the allowed lateness in seconds.
+    pub fn new(rules: Arc<RuleSet>, lateness_s: u32) -> Self {
+        Self(State::new(i64::from(lateness_s) * SECOND_US, rules))
+    }
+
+    /// Takes a payment in that stands at this offset of this partition, and gives its features; `None` where it comes late
+    /// or again.
+    pub fn observe(&mut self, payment: &PaymentRecord, (partition, offset): (i32, i64)) -> Option<AccountFeatures> {
+        let observed = self.0.observe(payment, payment.occurred_at);
+        self.0.merge();
+        match observed {
+            Observed::Fresh(features) => Some(features.record(payment, partition, offset)),
+            Observed::Duplicate | Observed::Conflict | Observed::Late { .. } => None,
+        }
+    }
+
+    /// How many accounts are remembered.
+    pub fn accounts(&self) -> usize {
+        self.0.sizes().accounts
+    }
+
+    /// Puts another rule set in force.
+    pub fn apply(&mut self, rules: Arc<RuleSet>) {
+        self.0.apply(rules);
+        self.0.merge();
+    }
+
+    /// Judges a payment; `None` for a repetition.
+    pub fn judge(&mut self, payment: PaymentRecord) -> Option<Verdict> {
+        let input = Input {
+            appended_at: payment.occurred_at,
+            payment,
+        };
+        judge(&mut self.0, &input).map(|(verdict, _)| verdict)
+    }
+}
+
 type Judged = (Verdict, Aside);
 
 /// `None` for a repetition.
@@ -215,7 +259,7 @@ mod tests {
         let mut report = Report::default();
         for id in [1, 1, 2] {
             let input = Input {
-                payment: sluice_proto::event::PaymentRecord {
+                payment: PaymentRecord {
                     event_id: event_id(id),
                     ..payment()
                 },

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use sluice_kafka::telemetry::Span;
 use sluice_proto::decision::Decision;
+use sluice_proto::features::AccountFeatures;
 
 use crate::dead_letter::Kind;
 use crate::ledger::{Content, Key, Rows};
@@ -31,6 +32,8 @@ pub(crate) struct Output<'m, R> {
     pub(crate) traceparent: Option<&'m str>,
     pub(crate) span: Option<Span>,
     pub(crate) written: Written,
+    /// What goes to the topic of features with a decision, where that is switched on.
+    pub(crate) features: Option<Box<AccountFeatures>>,
 }
 
 impl<'m, R> Output<'m, R> {
@@ -41,6 +44,7 @@ impl<'m, R> Output<'m, R> {
             traceparent: None,
             span: None,
             written,
+            features: None,
         }
     }
 }

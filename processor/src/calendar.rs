@@ -9,6 +9,7 @@ pub(crate) const SECOND_US: i64 = 1_000_000;
 pub(crate) const MINUTE_US: i64 = 60 * SECOND_US;
 /// One hour, in microseconds.
 pub(crate) const HOUR_US: i64 = 60 * MINUTE_US;
+const MINUTES_OF_HOUR: i32 = 60;
 /// One day, in microseconds.
 pub(crate) const DAY_US: i64 = 24 * HOUR_US;
 /// Days before a payment's own day that its features look back on. Together with that day, the lateness and a margin it
@@ -25,6 +26,11 @@ pub(crate) fn second(time: i64) -> u32 {
 /// The minute of a time, counted from the Unix epoch.
 pub(crate) fn minute(time: i64) -> i32 {
     whole(time, MINUTE_US)
+}
+
+/// The minute with which the hour of a minute begins.
+pub(crate) fn first_minute_of_hour(minute: i32) -> i32 {
+    minute.saturating_sub(minute.rem_euclid(MINUTES_OF_HOUR))
 }
 
 /// The day of a time, counted from the Unix epoch.
@@ -53,5 +59,6 @@ mod tests {
         assert_eq!(second(time), ((2 * 24 + 3) * 60 + 4) * 60 + 5);
         assert_eq!((day(-1), hour(-1), second(-1)), (-1, 23, 0));
         assert_eq!(day(i64::MIN), -106_751_992);
+        assert_eq!([59, 60, 119, -1].map(first_minute_of_hour), [0, 60, 60, -60]);
     }
 }

@@ -95,6 +95,10 @@ pub struct Config {
     /// deduplicated in memory, in seconds of event time. All processors of a group must have the same.
     #[arg(long, env = "SLUICE_ALLOWED_LATENESS_S", default_value_t = 600)]
     pub allowed_lateness_s: u32,
+    /// Writes the features with which each payment was judged to the compacted topic features, in the transaction of its
+    /// decision, for serving models.
+    #[arg(long, env = "SLUICE_FEATURES", default_value = "false", action = clap::ArgAction::Set)]
+    pub features: bool,
     /// Base URL of the payment rail that captures what is approved, as docs/saga.md describes it; when unset no money is
     /// moved, and everything that was reserved stays so.
     #[arg(long, env = "SLUICE_RAIL", value_name = "URL")]

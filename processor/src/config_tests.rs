@@ -51,6 +51,12 @@ fn values_that_cannot_work_are_refused() {
 }
 
 #[test]
+fn features_are_written_where_they_are_asked_for() {
+    assert!(!parse(&[]).expect("valid").features);
+    assert!(parse(&["--features", "true"]).expect("valid").features);
+}
+
+#[test]
 fn a_lane_keeps_its_transactional_id() {
     let config = parse(&["--instance", "a", "--topic-prefix", "p."]).expect("valid");
     assert_eq!(config.transactional_id(1), "p.sluice-processor-a-lane-1");

@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) lateness_us: i64,
     pub(crate) payment_schema: i32,
     pub(crate) decision_schema: i32,
+    /// None where features are not written.
+    pub(crate) features_schema: Option<i32>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) metrics: Metrics,
     pub(crate) kafka_metrics: metrics::Metrics,
@@ -322,6 +324,12 @@ impl<W: World> Lane<'_, W> {
                 Err(Failure::Registry(error)) => return Err(error.into()),
             };
             let observed = part.state.observe(&input.payment, input.appended_at);
+            let features = match &observed {
+                Observed::Fresh(features) if self.settings.features_schema.is_some() => {
+                    Some(Box::new(features.record(&input.payment, partition, offset)))
+                }
+                _ => None,
+            };
             let (rules, aside) = (part.state.rules(), &mut batch.aside);
             let verdict = match observed {
                 Observed::Duplicate => {
@@ -350,6 +358,7 @@ impl<W: World> Lane<'_, W> {
                 traceparent,
                 span,
                 written: Written::Decision(decision),
+                features,
             });
         }
         Ok(batch)

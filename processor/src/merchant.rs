@@ -6,8 +6,9 @@
 use crate::calendar::HISTORY_DAYS;
 use serde::{Deserialize, Serialize};
 
-/// This day and those before it.
-const DAYS: usize = HISTORY_DAYS as usize + 1;
+/// This day and those before it, for the newest payment and for one that is up to two days behind: no payment that is in
+/// time is further.
+const DAYS: usize = HISTORY_DAYS as usize + 1 + 2;
 /// So many further payments that were not odd are assumed, so that the first few do not make a merchant risky.
 const ASSUMED_PAYMENTS: f64 = 20.0;
 
@@ -82,6 +83,10 @@ mod tests {
         assert_eq!(merchant.risk(103), 21.0 / 102.0);
         merchant.see(120, true);
         assert_eq!(merchant.risk(120), 1.0 / 21.0);
+        merchant.see(122, true);
+        merchant.see(115, true);
+        assert_eq!(merchant.risk(120), 2.0 / 22.0, "five days before, though two are newer");
+        assert_eq!(merchant.risk(122), 2.0 / 22.0);
     }
 
     #[test]

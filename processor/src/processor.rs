@@ -18,6 +18,7 @@ use sluice_kafka::{Topics, admin, error, metrics};
 use sluice_proto::avro::Record;
 use sluice_proto::decision::Decision;
 use sluice_proto::event::PaymentRecord;
+use sluice_proto::features::AccountFeatures;
 use sluice_proto::settlement::{Settlement, Verdict};
 use sluice_proto::topics;
 use sqlx::Connection;
@@ -139,7 +140,7 @@ impl Processor {
                 let kafka = config.kafka.config();
                 let admin = admin::Admin::new(&kafka, kafka_metrics)?;
                 admin.check_topics(&topics)?;
-                let schemas = register_schemas(&Registry::new(&config.registry), &topics)?;
+                let schemas = register_schemas(&Registry::new(&config.registry), &topics, config.features)?;
                 let options = snapshot::Options {
                     directory: config.snapshot_dir,
                     interval: Duration::from_secs(config.snapshot_interval_s.into()),
@@ -181,6 +182,7 @@ impl Processor {
             lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
             payment_schema: schemas.payments,
             decision_schema: schemas.decisions,
+            features_schema: schemas.features,
             // The lanes wait in their own way, which keeps them in their group.
             registry: Arc::new(Registry::with_patience(&config.registry, Duration::ZERO)),
             topics,
@@ -362,12 +364,13 @@ fn readiness(signals: Arc<Vec<Signals>>) -> impl Fn() -> Result<(), String> + Cl
 struct SchemaIds {
     payments: i32,
     decisions: i32,
+    features: Option<i32>,
     verdicts: i32,
     settlements: i32,
 }
 
-/// Registers this version's schemas.
-fn register_schemas(registry: &Registry, topics: &Topics) -> Result<SchemaIds, Error> {
+/// Registers this version's schemas, that of features where they are written.
+fn register_schemas(registry: &Registry, topics: &Topics, features: bool) -> Result<SchemaIds, Error> {
     let register = |topic: &str, schema: &str| -> Result<i32, Error> {
         let subject = topics::value_subject(topic);
         let id = registry.register(&subject, schema)?;
@@ -377,6 +380,9 @@ fn register_schemas(registry: &Registry, topics: &Topics) -> Result<SchemaIds, E
     Ok(SchemaIds {
         payments: register(&topics.payments, PaymentRecord::SCHEMA_JSON)?,
         decisions: register(&topics.decisions, Decision::SCHEMA_JSON)?,
+        features: features
+            .then(|| register(&topics.features, AccountFeatures::SCHEMA_JSON))
+            .transpose()?,
         verdicts: register(&topics.verdicts, Verdict::SCHEMA_JSON)?,
         settlements: register(&topics.settlements, Settlement::SCHEMA_JSON)?,
     })

@@ -1,5 +1,5 @@
-//! Owns the lane's transactional producers: decisions, dead letters, copies of late payments and of rule sets, and the
-//! consumed offsets, all in one transaction.
+//! Owns the lane's transactional producers: decisions, dead letters, copies of late payments and of rule sets, features of
+//! accounts, and the consumed offsets, all in one transaction.
 //!
 //! Comes after the batch is decided; its commit is the commit point of the whole batch. Calls block the lane's thread.
 //! After an error the transaction is aborted; after an error in doubt the producer is dropped, and a new one fences it.
@@ -17,6 +17,7 @@ use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use sluice_kafka::{Config, Topics, error, fail, metrics};
 use sluice_proto::avro::{EncodeError, Encoder};
 use sluice_proto::decision::Decision;
+use sluice_proto::features::AccountFeatures;
 use sluice_proto::headers;
 
 use crate::batch::{Output, Written};
@@ -99,6 +100,7 @@ struct Metered {
     dead_letters: metrics::Producer,
     late: metrics::Producer,
     rule_sets: metrics::Producer,
+    features: metrics::Producer,
 }
 
 /// The lane's two producers, which take turns: for some 20 ms after a commit the broker is still at writing its markers and
@@ -110,6 +112,8 @@ pub(crate) struct Publisher {
     turn: usize,
     topics: Topics,
     encoder: Encoder<Decision>,
+    /// None where features are not written.
+    features: Option<Encoder<AccountFeatures>>,
     timeout: Timeout,
     metrics: Metered,
     payload: Vec<u8>,
@@ -124,6 +128,15 @@ struct Sent {
     dead_letters: u64,
     late: u64,
     rule_sets: u64,
+    features: u64,
+}
+
+/// The ids of the schemas of what is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SchemaIds {
+    pub(crate) decisions: i32,
+    /// None where features are not written.
+    pub(crate) features: Option<i32>,
 }
 
 impl Publisher {
@@ -132,7 +145,7 @@ impl Publisher {
         config: &Config,
         transactional_id: &str,
         transaction_timeout: Duration,
-        schema_id: i32,
+        schemas: SchemaIds,
         metrics: &metrics::Metrics,
     ) -> Result<Self, Error> {
         let topics = Topics::new(&config.topic_prefix);
@@ -141,6 +154,7 @@ impl Publisher {
             dead_letters: metrics.producer(&topics.dead_letters),
             late: metrics.producer(&topics.late),
             rule_sets: metrics.producer(&topics.rule_sets),
+            features: metrics.producer(&topics.features),
         };
         let patience = if fail::safeguard("transaction-timeout") {
             1
@@ -164,7 +178,8 @@ impl Publisher {
             producers,
             turn: 0,
             topics,
-            encoder: Encoder::new(schema_id)?,
+            encoder: Encoder::new(schemas.decisions)?,
+            features: schemas.features.map(Encoder::new).transpose()?,
             timeout,
             metrics,
             payload: Vec::new(),
@@ -183,6 +198,9 @@ impl Publisher {
                     self.send_decision(decision, output)?;
                     if decision.late {
                         self.send_copy(output.message)?;
+                    }
+                    if let Some(features) = &output.features {
+                        self.send_features(features)?;
                     }
                 }
                 Written::RuleSet => self.send_rule_set(output.message)?,
@@ -307,6 +325,24 @@ impl Publisher {
         Ok(())
     }
 
+    fn send_features(&mut self, features: &AccountFeatures) -> Result<(), Error> {
+        let Some(encoder) = &self.features else {
+            return Ok(());
+        };
+        self.payload.clear();
+        encoder.encode(features, &mut self.payload)?;
+        // The decision's own record has just set the key, which is the account's.
+        let record = BaseRecord::<str, [u8]>::to(&self.topics.features)
+            .partition(features.source_partition)
+            .key(&self.key)
+            .payload(&self.payload);
+        self.producers[self.turn]
+            .send(record)
+            .map_err(|(error, _)| error::Producer::Refused(error))?;
+        self.sent.features += 1;
+        Ok(())
+    }
+
     fn send_copy(&mut self, message: &impl Record) -> Result<(), Error> {
         let with_headers = |own| if own { message.detached_headers() } else { None }.unwrap_or_default();
         send_original(self.producer(), &self.topics.late, message, with_headers)?;
@@ -335,6 +371,7 @@ impl Publisher {
             (&self.metrics.dead_letters, self.sent.dead_letters),
             (&self.metrics.late, self.sent.late),
             (&self.metrics.rule_sets, self.sent.rule_sets),
+            (&self.metrics.features, self.sent.features),
         ] {
             if sent > 0 {
                 metrics.delivered(slowest);

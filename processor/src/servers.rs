@@ -165,7 +165,10 @@ impl<B: Open> World for Servers<B> {
             &self.kafka,
             &settings.transactional_ids[usize::from(lane)],
             settings.transaction_timeout,
-            settings.decision_schema,
+            publish::SchemaIds {
+                decisions: settings.decision_schema,
+                features: settings.features_schema,
+            },
             &settings.kafka_metrics,
         )
     }

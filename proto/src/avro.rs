@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::decision::Decision;
 use crate::event::{MetricRecord, PaymentRecord, SystemRecord, UserActionRecord};
+use crate::features::AccountFeatures;
 use crate::settlement::{Settlement, Verdict};
 use crate::topics;
 
@@ -81,6 +82,12 @@ record!(
     topics::METRIC_EVENTS,
     "sluice.v1.MetricEvent",
     "metric_event.avsc"
+);
+record!(
+    AccountFeatures,
+    topics::FEATURES,
+    "sluice.v1.AccountFeatures",
+    "account_features.avsc"
 );
 record!(Verdict, topics::VERDICTS, "sluice.v1.Verdict", "verdict.avsc");
 record!(

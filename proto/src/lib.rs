@@ -9,6 +9,7 @@ pub mod bounds;
 pub mod decision;
 pub mod error_code;
 pub mod event;
+pub mod features;
 pub mod headers;
 pub mod money;
 pub mod settlement;

@@ -22,13 +22,17 @@ pub const METRIC_EVENTS: &str = "metric-events";
 /// number.
 pub const SNAPSHOTS: &str = "snapshots";
 
+/// The newest features of each account, for serving models; compacted, and keyed as [`PAYMENTS`]. Written only where that is
+/// switched on.
+pub const FEATURES: &str = "features";
+
 /// What was said of payments after their decisions; keyed as [`PAYMENTS`], so that it stands in the payment's partition.
 pub const VERDICTS: &str = "verdicts";
 /// What became of payments' money; keyed as [`PAYMENTS`].
 pub const SETTLEMENTS: &str = "settlements";
 
 /// Every topic, in the order in which they are shown.
-pub const ALL: [&str; 11] = [
+pub const ALL: [&str; 12] = [
     PAYMENTS,
     DECISIONS,
     DEAD_LETTERS,
@@ -38,6 +42,7 @@ pub const ALL: [&str; 11] = [
     SYSTEM_EVENTS,
     METRIC_EVENTS,
     SNAPSHOTS,
+    FEATURES,
     VERDICTS,
     SETTLEMENTS,
 ];

@@ -12,6 +12,7 @@ pub mod command;
 pub mod credentials;
 pub mod decisions;
 pub mod events;
+pub mod features;
 pub mod history;
 pub mod ledger;
 pub mod mix;

@@ -9,9 +9,11 @@ use std::collections::HashMap;
 
 use sluice_proto::avro::PREFIX_BYTES;
 use sluice_proto::event::PaymentRecord;
+use sluice_proto::features::AccountFeatures;
 use sluice_proto::{headers, validate};
 
 use crate::checker::decode;
+use crate::features::Past;
 use crate::topics::Record;
 
 /// The defaults of the processor's options, as docs/rules.md tells them.
@@ -65,6 +67,25 @@ struct Partition {
 
 /// What must have become of each record, which come by partition and offset.
 pub fn replay(records: &[Record]) -> HashMap<(i32, i64), Fate> {
+    replay_with(records, |_record, _payment| {})
+}
+
+/// The features of each payment that was decided in time.
+pub fn replay_features(records: &[Record]) -> HashMap<(i32, i64), AccountFeatures> {
+    let mut pasts: HashMap<i32, Past> = HashMap::new();
+    let mut features = HashMap::new();
+    let fates = replay_with(records, |record, payment| {
+        let at = (record.partition, record.offset);
+        let past = pasts.entry(record.partition).or_default();
+        features.insert(at, past.take(payment, at));
+    });
+    // What only the ledger knew to be a repetition or a conflict is part of the past all the same.
+    features.retain(|at, _| matches!(fates.get(at), Some(Fate::Decided { .. })));
+    features
+}
+
+/// Meanwhile tells of each payment that becomes part of the past, before what comes after it is judged.
+fn replay_with(records: &[Record], mut entered: impl FnMut(&Record, &PaymentRecord)) -> HashMap<(i32, i64), Fate> {
     let mut partitions: HashMap<i32, Partition> = HashMap::new();
     let mut fates = HashMap::new();
     let prefix = usual_prefix(records);
@@ -74,7 +95,8 @@ pub fn replay(records: &[Record]) -> HashMap<(i32, i64), Fate> {
         } else if record.payload.get(..PREFIX_BYTES) != prefix {
             Fate::Dead("DESERIALIZATION_ERROR")
         } else {
-            partitions.entry(record.partition).or_default().read(record)
+            let partition = partitions.entry(record.partition).or_default();
+            partition.read(record, |payment| entered(record, payment))
         };
         fates.insert((record.partition, record.offset), fate);
     }
@@ -98,7 +120,7 @@ fn usual_prefix(records: &[Record]) -> Option<&[u8]> {
 }
 
 impl Partition {
-    fn read(&mut self, record: &Record) -> Fate {
+    fn read(&mut self, record: &Record, mut entered: impl FnMut(&PaymentRecord)) -> Fate {
         let stored_at = record.stored_at_ms * 1_000;
         let Ok(payment) = decode::<PaymentRecord>(record) else {
             return Fate::Dead("DESERIALIZATION_ERROR");
@@ -125,6 +147,7 @@ impl Partition {
             let account = format!("{}/{}", payment.tenant, payment.account_id);
             let earlier = self.accounts.entry(account).or_default();
             let rules = judge(&payment, earlier);
+            entered(&payment);
             earlier.push(Seen {
                 payment: payment.clone(),
             });

@@ -1,11 +1,12 @@
 //! `sluice-load bench`: what the gateway and the processor do on this machine, beside a plain Kafka producer on the same
 //! records in the same run.
 //!
-//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `ingest`, `fairness`,
-//! `loader`, `process`, `ledger`, `sustained` and `subscribers` are the benchmarks, `child` is the loader as a process of its
-//! own, `report` prints the figures: medians with their extremes.
+//! `records` prepares what is sent, `parts` starts the part that is measured, `plain` and `stream` send, `detection`, `ingest`,
+//! `fairness`, `loader`, `process`, `ledger`, `state`, `sustained` and `subscribers` are the benchmarks, `child` is the loader
+//! as a process of its own, `report` prints the figures: medians with their extremes.
 
 mod child;
+mod detection;
 mod fairness;
 mod ingest;
 mod ledger;
@@ -16,6 +17,7 @@ mod process;
 mod records;
 mod report;
 mod restore;
+mod state;
 mod stream;
 mod subscribers;
 mod sustained;
@@ -30,6 +32,8 @@ use report::Report;
 /// What can be measured.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
+    /// How well rules tell fraud from the rest, on card transactions whose truth is known
+    Detection(detection::Args),
     /// How fast the gateway stores events: 64 a message, one a message over 4 streams, and a plain producer beside it
     Ingest(ingest::Args),
     /// How much later a tenant's events are acknowledged while another tenant sends ten times what its quota allows
@@ -41,6 +45,8 @@ pub enum Command {
     Process(process::Args),
     /// What a ledger that grows to millions of rows costs, and a client that publishes old payments again
     Ledger(ledger::Args),
+    /// How much memory the processor takes to remember accounts, and how long it takes to judge a payment
+    State(state::Args),
     /// What loader, gateway, broker, database and processor keep up with together
     Sustained(sustained::Args),
     /// How soon thousands of subscriptions have their decisions, and what they cost the gateway
@@ -65,15 +71,17 @@ struct Common {
 /// # Errors
 /// When a part cannot be started, or did not do all of its work.
 pub fn run(command: &Command, runtime: &Runtime) -> anyhow::Result<()> {
-    let (common, report): (_, Report) = match command {
-        Command::Ingest(args) => (&args.common, ingest::run(args, runtime)?),
-        Command::Fairness(args) => (&args.common, fairness::run(args, runtime)?),
-        Command::Loader(args) => (&args.common, loader::run(args)?),
-        Command::Process(args) => (&args.common, process::run(args, runtime)?),
-        Command::Ledger(args) => (&args.common, ledger::run(args, runtime)?),
-        Command::Sustained(args) => (&args.common, sustained::run(args, runtime)?),
-        Command::Subscribers(args) => (&args.common, subscribers::run(args, runtime)?),
+    let (json, report): (_, Report) = match command {
+        Command::Detection(args) => (&args.json, detection::run(args)?),
+        Command::Ingest(args) => (&args.common.json, ingest::run(args, runtime)?),
+        Command::Fairness(args) => (&args.common.json, fairness::run(args, runtime)?),
+        Command::Loader(args) => (&args.common.json, loader::run(args)?),
+        Command::Process(args) => (&args.common.json, process::run(args, runtime)?),
+        Command::Ledger(args) => (&args.common.json, ledger::run(args, runtime)?),
+        Command::State(args) => (&args.json, state::run(args)?),
+        Command::Sustained(args) => (&args.common.json, sustained::run(args, runtime)?),
+        Command::Subscribers(args) => (&args.common.json, subscribers::run(args, runtime)?),
     };
     report.print();
-    common.json.as_deref().map_or(Ok(()), |path| report.write(path))
+    json.as_deref().map_or(Ok(()), |path| report.write(path))
 }

@@ -153,11 +153,7 @@ impl Part {
 
     /// Resident memory, in MiB.
     pub(super) fn rss_mib(&self) -> anyhow::Result<f64> {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-        Ok(kib.with_context(|| format!("cannot understand {path}"))? / 1_024.0)
+        rss_mib(&self.child.id().to_string())
     }
 
     fn tail(&self) -> String {
@@ -243,6 +239,19 @@ impl Database {
 /// Processor time of this process so far, in seconds.
 pub(crate) fn own_cpu_s() -> anyhow::Result<f64> {
     cpu_s("self")
+}
+
+/// Resident memory of this process, in MiB.
+pub(super) fn own_rss_mib() -> anyhow::Result<f64> {
+    rss_mib("self")
+}
+
+fn rss_mib(pid: &str) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    Ok(kib.with_context(|| format!("cannot understand {path}"))? / 1_024.0)
 }
 
 fn cpu_s(pid: &str) -> anyhow::Result<f64> {

@@ -94,6 +94,7 @@ impl Made {
             rules: input::rules(input::document(0).as_bytes()).expect("the document is a rule set"),
             lateness_us: input::LATENESS_US,
             payment_schema: input::PAYMENT_SCHEMA,
+            features_schema: None,
             decision_schema: input::DECISION_SCHEMA,
             registry: self.registry.clone(),
             metrics: self.metrics.clone(),

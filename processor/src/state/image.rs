@@ -15,7 +15,7 @@ use crate::merchant::Merchant;
 use crate::rules::RuleSet;
 
 /// Counted up whenever the encoding of anything in an image changes; a test holds the encoding fast.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const MAGIC: &[u8; 6] = b"sluice";
 const CHECKSUM_BYTES: usize = 4;
 /// Fewer bytes than any payment, account or merchant takes: what a count may promise at most.

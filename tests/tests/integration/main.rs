@@ -13,6 +13,7 @@ mod decide;
 mod duplicates;
 mod examples;
 mod expired;
+mod features;
 mod flow;
 mod ledger_versions;
 mod loader;

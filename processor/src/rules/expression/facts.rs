@@ -6,8 +6,8 @@ use sluice_proto::event::PaymentRecord;
 
 use super::Value;
 use crate::account::units;
-use crate::calendar::{self, SECOND_US};
-use crate::features::Features;
+use crate::calendar;
+use crate::features::{self, Features};
 
 /// The types of an expression's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +92,16 @@ fn count(payments: usize) -> Option<Value<'static>> {
     i64::try_from(payments).ok().map(Value::Int)
 }
 
+fn whole(payments: u64) -> Option<Value<'static>> {
+    i64::try_from(payments).ok().map(Value::Int)
+}
+
 fn seconds(micros: i64) -> Value<'static> {
-    Value::Double(micros as f64 / SECOND_US as f64)
+    Value::Double(features::seconds(micros))
 }
 
 /// Every name, in the order of `docs/rules.md`.
-pub(super) static FIELDS: [Field; 23] = [
+pub(super) static FIELDS: [Field; 30] = [
     payment("amount", Type::Double, |facts| {
         Some(Value::Double(units(facts.payment.amount.ten_thousandths().into())))
     }),
@@ -124,6 +128,27 @@ pub(super) static FIELDS: [Field; 23] = [
     feature("payments_5m", Type::Int, |facts| count(facts.features.payments_5m)),
     feature("amount_1h", Type::Double, |facts| {
         Some(Value::Double(facts.features.amount_1h))
+    }),
+    feature("payments_this_hour", Type::Int, |facts| {
+        whole(facts.features.payments_this_hour)
+    }),
+    feature("amount_this_hour", Type::Double, |facts| {
+        Some(Value::Double(facts.features.amount_this_hour))
+    }),
+    feature("payments_today", Type::Int, |facts| {
+        whole(facts.features.payments_today)
+    }),
+    feature("amount_today", Type::Double, |facts| {
+        Some(Value::Double(facts.features.amount_today))
+    }),
+    feature("session_payments", Type::Int, |facts| {
+        whole(facts.features.session_payments)
+    }),
+    feature("session_amount", Type::Double, |facts| {
+        Some(Value::Double(facts.features.session_amount))
+    }),
+    feature("session_minutes", Type::Int, |facts| {
+        Some(Value::Int(facts.features.session_minutes.into()))
     }),
     feature("usual_amount", Type::Double, |facts| {
         facts.features.usual_amount.map(Value::Double)
