@@ -1,7 +1,7 @@
 //! One function per command: each asks the cluster through `sluice_kafka::admin` and returns the page to print.
 
-use anyhow::Context;
-use sluice_kafka::admin::Admin;
+use anyhow::{Context, ensure};
+use sluice_kafka::admin::{Admin, Lag};
 use sluice_kafka::{Config, Metrics, Topics};
 use sluice_proto::settlement::Action;
 
@@ -28,6 +28,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<String> {
             partitions,
             replication,
         }) => apply(&admin, &topics, *partitions, *replication).with_context(at),
+        Command::Topics(options::Topics::Grow { partitions, group }) => {
+            let group = format!("{}{group}", config.topic_prefix);
+            grow(&admin, &topics, &group, *partitions).with_context(at)
+        }
         Command::Topics(options::Topics::List) => list_topics(&admin, &topics).with_context(at),
         Command::Groups(options::Groups::List) => list_groups(&admin).with_context(at),
         Command::Dlq(command) => dead_letters(&config, &admin, &topics, command).with_context(at),
@@ -98,6 +102,27 @@ fn apply(admin: &Admin, topics: &Topics, partitions: u16, replication: u16) -> a
     Ok(table.to_string())
 }
 
+/// Refuses while processors run or have something left to decide: an account's payments would be in two partitions then.
+fn grow(admin: &Admin, topics: &Topics, group: &str, partitions: u16) -> anyhow::Result<String> {
+    let members = admin.groups()?.into_iter().find(|found| found.name == group);
+    let members = members.map_or(0, |group| group.members);
+    ensure!(
+        members == 0,
+        "group {group} has {members} members: stop the gateways, wait until nothing is left to decide, and stop the processors"
+    );
+    let left: i64 = admin.lag(group, &topics.payments)?.iter().map(Lag::records).sum();
+    ensure!(
+        left == 0,
+        "{left} payments are not decided yet: let the processors decide them first"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let mut table = Table::new(&["TOPIC", "PARTITIONS"]);
+    for topic in runtime.block_on(admin.grow_topics(topics, partitions))? {
+        table.row([topic, partitions.to_string()]);
+    }
+    Ok(table.to_string())
+}
+
 fn list_topics(admin: &Admin, topics: &Topics) -> anyhow::Result<String> {
     let found = admin.topics()?;
     let mut table = Table::new(&["TOPIC", "PARTITIONS", "REPLICAS", "IN SYNC"]);
@@ -137,7 +162,7 @@ fn list_groups(admin: &Admin) -> anyhow::Result<String> {
 fn lag(admin: &Admin, group: &str, topic: &str) -> anyhow::Result<String> {
     let lags = admin.lag(group, topic)?;
     let mut table = Table::new(&["TOPIC", "PARTITION", "COMMITTED", "END", "LAG"]);
-    let total: i64 = lags.iter().map(sluice_kafka::admin::Lag::records).sum();
+    let total: i64 = lags.iter().map(Lag::records).sum();
     let committed = lags.iter().any(|lag| lag.committed.is_some());
     for lag in lags {
         let records = lag.records().to_string();

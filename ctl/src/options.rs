@@ -230,12 +230,21 @@ fn time(text: &str) -> Result<SystemTime, String> {
 pub(crate) enum Topics {
     /// Create the topics that are missing and check the others; safe to repeat
     Apply {
-        /// Partitions of every topic; cannot be changed later
+        /// Partitions of every topic
         #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=MAX_PARTITIONS))]
         partitions: u16,
         /// Replicas of every partition; from 3 on, 2 must be in sync for a write
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_REPLICATION))]
         replication: u16,
+    },
+    /// Give every topic more partitions, while no gateway and no processor runs and every payment is decided
+    Grow {
+        /// Partitions of every topic, more than they have
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=MAX_PARTITIONS))]
+        partitions: u16,
+        /// The processors' consumer group, before the prefix
+        #[arg(long, env = "SLUICE_GROUP", default_value = "sluice-processor")]
+        group: String,
     },
     /// List the topics
     List,

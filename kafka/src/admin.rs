@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -172,6 +172,46 @@ impl Admin {
             created: created.iter().any(|name| name == topic),
         });
         Ok(ensured.collect())
+    }
+
+    /// Gives every topic so many partitions, where it has fewer. Accounts change their partition by that: nobody may write
+    /// or read meanwhile, and nothing may be left to decide. Safe to repeat. Returns the topics that had fewer.
+    ///
+    /// # Errors
+    /// [`error::Admin::NoTopic`], [`error::Admin::Partitions`] where a topic has more: nothing was changed then.
+    /// [`error::Admin::Topic`] for what the broker refused, [`error::Admin::NoBroker`] where none answered.
+    ///
+    /// Cancel-safe: a topic has grown or not.
+    pub async fn grow_topics(&self, topics: &Topics, partitions: u16) -> Result<Vec<String>, error::Admin> {
+        let result = self.grow(topics, partitions).await;
+        self.metrics.admin("create_partitions", &result);
+        result
+    }
+
+    async fn grow(&self, topics: &Topics, partitions: u16) -> Result<Vec<String>, error::Admin> {
+        let existing = self.partition_counts(topics)?;
+        let wanted = usize::from(partitions);
+        let mut small = Vec::new();
+        for topic in topics.all() {
+            match existing.get(topic) {
+                None => return Err(error::Admin::NoTopic(topic.to_owned())),
+                Some(count) if *count > wanted => return Err(wrong_count(topic, *count, partitions)),
+                Some(count) if *count < wanted => small.push(topic),
+                Some(_) => {}
+            }
+        }
+        if small.is_empty() {
+            return Ok(Vec::new());
+        }
+        let more: Vec<_> = small.iter().map(|topic| NewPartitions::new(topic, wanted)).collect();
+        let options = AdminOptions::new()
+            .request_timeout(Some(TIMEOUT))
+            .operation_timeout(Some(TIMEOUT));
+        let results = self.client.create_partitions(&more, &options).await;
+        for result in results.map_err(failed("adding partitions"))? {
+            result.map_err(|(topic, code)| error::Admin::Topic { topic, code })?;
+        }
+        Ok(small.into_iter().map(str::to_owned).collect())
     }
 
     /// Kafka's name for the cluster, by which what is kept outside of it knows that it still belongs to it. Blocks.

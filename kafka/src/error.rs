@@ -67,17 +67,18 @@ pub enum Admin {
         cause: KafkaError,
     },
     /// The cluster refused one topic.
-    #[error("cannot create topic {topic}: {code}")]
+    #[error("cannot create or change topic {topic}: {code}")]
     Topic {
         /// The topic, with its prefix.
         topic: String,
         /// The broker's answer.
         code: Code,
     },
-    /// A topic exists with another number of partitions. It is never resized, because keys would change their partition
-    /// and a decision would no longer stand in its payment's partition.
+    /// A topic exists with another number of partitions. It is not resized in passing, because keys change their partition
+    /// by that and a decision would no longer stand in its payment's partition.
     #[error(
-        "topic {topic} has {actual} partitions, not {wanted}: all topics have the same number, and none is resized"
+        "topic {topic} has {actual} partitions, not {wanted}: all topics have the same number; while everything stands still \
+         they are given more by: sluicectl topics grow"
     )]
     Partitions {
         /// The topic, with its prefix.

@@ -19,6 +19,7 @@ mod ledger_versions;
 mod loader;
 mod once;
 mod options;
+mod partitions;
 mod privacy;
 mod publish;
 mod quotas;
