@@ -66,6 +66,12 @@ fn a_database_of_the_first_version_is_brought_up_to_date_with_its_data() {
             5_000_000,
             "what was decided before is reserved"
         );
+        // A processor of the first version that still runs writes the columns that it knows.
+        let older = "INSERT INTO ledger (part, off, tenant, event_id, account_id, amount, currency, occurred_at, outcome, \
+             score, reasons, rule_set_version, late, epoch, run) SELECT 0, -1000, 'old', gen_random_uuid(), 'a', 1, 'EUR', \
+             now(), 'APPROVE', 0, '{}', 'v', false, 1, gen_random_uuid()";
+        sqlx::raw_sql(older).execute(&mut connection).await?;
+        assert_eq!(count(&mut connection, kept).await?, 501);
         // An older processor that starts now finds migrations that it does not know.
         sqlx::raw_sql("INSERT INTO _sqlx_migrations SELECT 9999, 'of the future', now(), true, '\\x00', 1")
             .execute(&mut connection)

@@ -1,4 +1,4 @@
-//! More partitions: an installation is stopped, its topics grow, and everything goes on.
+//! More partitions and more lanes: an installation is stopped, its topics grow, and everything goes on.
 
 use anyhow::{Context, Result, ensure};
 use sluice_proto::pb::{self, SubscribeOpen};
@@ -16,7 +16,7 @@ fn grow(stack: &Stack, partitions: i32) -> Result<String> {
 }
 
 #[test]
-fn everything_goes_on_with_more_partitions() {
+fn everything_goes_on_with_more_partitions_and_lanes() {
     on_own(Options::default(), async |stack| {
         let (tenant, url) = (stack.tenant(), stack.gateway_url());
         let old = stack.partitions();
@@ -46,7 +46,7 @@ fn everything_goes_on_with_more_partitions() {
         ensure!(refused.contains("partitions"), "{refused}");
         let page = grow(stack, old + 2)?;
         ensure!(page.contains(&stack.topic("payments")), "{page}");
-        stack.start_processor(0)?;
+        stack.start_processor_with(0, &[("SLUICE_LANES", "3")])?;
         stack.start_gateway()?;
         stack.ready().await?;
 
