@@ -113,6 +113,7 @@ pub(crate) enum Review {
 pub(crate) struct Postgres {
     /// URL of the Postgres database that holds the ledger
     #[arg(
+        id = "postgres",
         long = "postgres",
         env = "SLUICE_POSTGRES",
         default_value = "postgres://sluice@127.0.0.1:15432/sluice",
@@ -126,6 +127,7 @@ pub(crate) struct Postgres {
 pub(crate) struct Registry {
     /// URL of the schema registry's Confluent-compatible API
     #[arg(
+        id = "registry",
         long = "registry",
         env = "SLUICE_REGISTRY",
         default_value = "http://127.0.0.1:18081/apis/ccompat/v7"
@@ -264,6 +266,19 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn both_places_of_a_ledger_can_be_named() {
+        let line = "sluicectl ledger verify --postgres postgres://p --registry http://r";
+        let options = Options::try_parse_from(line.split(' ')).expect("parses");
+        let Command::Ledger(Ledger::Verify(verify)) = options.command else {
+            panic!("{:?}", options.command);
+        };
+        assert_eq!(
+            (verify.postgres.url.as_str(), verify.registry.url.as_str()),
+            ("postgres://p", "http://r")
+        );
     }
 
     #[test]
