@@ -42,6 +42,11 @@ missing_for_parts() {
   parts_cached || need_command mvn maven
 }
 
+missing_for_cluster() {
+  need_command ip iproute2
+  need_command iptables iptables
+}
+
 missing_for_python() { python3 -c 'import ensurepip, venv' 2>/dev/null || MISSING+=(python3 python3-venv); }
 
 # install_packages GROUP...: installs what the named groups miss, in one go, naming it.

@@ -57,6 +57,7 @@ on_exit() {
   local code=$?
   trap - EXIT
   trap '' INT TERM HUP
+  cluster_down
   stop_started
   exit "$code"
 }

@@ -15,7 +15,7 @@ use sluice_proto::{headers, pb};
 
 use crate::history::History;
 use crate::ledger::{self, Entry};
-use crate::oracle::{self, Fate};
+use crate::oracle::Fate;
 use crate::stack::Stack;
 use crate::topics::Record;
 
@@ -394,10 +394,14 @@ fn entry(decision: &Decision, row: &Entry) -> Entry {
     }
 }
 
-/// Invariant 4 over all tenants, since they share each partition's clock. For installations with the default rules.
-pub fn replay(history: &History, visible: &[(Record, Decision)], violations: &mut Violations) {
+/// Invariant 4 over all tenants, since they share each partition's clock. The fates are those of the history's records.
+pub fn replay(
+    history: &History,
+    visible: &[(Record, Decision)],
+    fates: &HashMap<(i32, i64), Fate>,
+    violations: &mut Violations,
+) {
     use Invariant::Replay;
-    let fates = oracle::replay(&history.records);
     let letters: HashMap<_, _> = history
         .letters
         .iter()
@@ -407,7 +411,7 @@ pub fn replay(history: &History, visible: &[(Record, Decision)], violations: &mu
         .iter()
         .map(|(_, decision)| ((decision.source_partition, decision.source_offset), decision))
         .collect();
-    for (at, fate) in &fates {
+    for (at, fate) in fates {
         let (decision, letter) = (decided.get(at), letters.get(at));
         let agrees = match (fate, decision, letter) {
             (Fate::Repeated, None, None) => true,
@@ -447,6 +451,7 @@ fn agrees(fate: &Fate, decision: &Decision) -> bool {
         score,
         outcome,
         late,
+        rule_set,
     } = fate
     else {
         return false;
@@ -456,6 +461,7 @@ fn agrees(fate: &Fate, decision: &Decision) -> bool {
         && (decision.score - score).abs() < SCORE_TOLERANCE
         && decision.outcome.as_str() == *outcome
         && decision.late == *late
+        && decision.rule_set_version.starts_with(&**rule_set)
 }
 
 /// Invariant 6, as far as the ledger remembers: rows were written by owners that came one after the other, and what a

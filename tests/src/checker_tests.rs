@@ -1,7 +1,5 @@
 //! What the checker finds in histories that were spoilt by hand.
 
-use std::collections::BTreeMap;
-
 use sluice_proto::avro::Encoder;
 use sluice_proto::decision::Outcome;
 use sluice_proto::event::EventId;
@@ -10,6 +8,7 @@ use sluice_proto::money::Amount;
 use super::*;
 use crate::history::Letter;
 use crate::ledger::{Compensation, Owner};
+use crate::schemas::Schemas;
 
 const NOW_US: i64 = 1_700_000_000_000_000;
 
@@ -48,7 +47,7 @@ fn record(offset: i64, payload: Vec<u8>, stored_at_ms: i64) -> Record {
         key: "acme/a".to_owned(),
         payload,
         stored_at_ms,
-        headers: BTreeMap::new(),
+        headers: Default::default(),
     }
 }
 
@@ -64,7 +63,7 @@ fn decision(offset: i64) -> (Record, Decision) {
         outcome: Outcome::Approve,
         score: 0.0,
         reasons: Vec::new(),
-        rule_set_version: "1".into(),
+        rule_set_version: "built-in-1-0".into(),
         model_version: None,
         source_partition: 0,
         source_offset: offset,
@@ -85,7 +84,7 @@ fn row(offset: i64) -> Entry {
         outcome: "APPROVE".to_owned(),
         score: 0.0,
         reasons: Vec::new(),
-        rule_set_version: "1".to_owned(),
+        rule_set_version: "built-in-1-0".to_owned(),
         late: false,
         occurred_at: NOW_US + offset * 60_000_000,
         epoch: 2,
@@ -115,6 +114,7 @@ fn good() -> (History, Expected, Vec<pb::FraudDecision>) {
         decisions,
         rows: (0..3).map(row).collect(),
         owners: vec![owner],
+        schemas: Schemas::one::<PaymentRecord>(1),
         ..History::default()
     };
     (history, expected, received)
@@ -129,7 +129,8 @@ fn found(spoil: impl FnOnce(&mut History, &mut Expected, &mut Vec<pb::FraudDecis
     once(&history, &visible, &expected, &mut violations);
     delivery(&received, "acme", &[], &visible, &mut violations);
     ledger_rows(&history, &visible, "acme", &mut violations);
-    replay(&history, &visible, &mut violations);
+    let fates = crate::oracle::replay(&history.records, &history.schemas);
+    replay(&history, &visible, &fates, &mut violations);
     epochs(&history, &mut violations);
     let all = violations.into_vec().into_iter().map(|violation| violation.invariant);
     all.collect::<BTreeSet<_>>().into_iter().collect()

@@ -1,6 +1,7 @@
 //! The ledger in Postgres, as anybody with a query sees it.
 
 use anyhow::{Context, Result};
+use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::stack::Stack;
@@ -56,30 +57,43 @@ pub async fn connect(stack: &Stack) -> Result<PgConnection> {
 /// # Errors
 /// When the ledger is not as it is documented.
 pub async fn read(connection: &mut PgConnection) -> Result<Vec<Entry>> {
-    let query = "SELECT part, off, tenant, event_id::text, account_id, trim_scale(amount)::text AS amount, currency, \
-                 outcome, score, reasons, rule_set_version, late, epoch, status, \
-                 (extract(epoch FROM occurred_at) * 1000000)::bigint AS occurred_us FROM transactions ORDER BY part, off";
-    let rows = sqlx::query(query).fetch_all(connection).await?;
-    let entry = |row: &sqlx::postgres::PgRow| {
-        Ok(Entry {
-            partition: row.try_get("part")?,
-            offset: row.try_get("off")?,
-            tenant: row.try_get("tenant")?,
-            event_id: row.try_get("event_id")?,
-            account: row.try_get("account_id")?,
-            amount: row.try_get("amount")?,
-            currency: row.try_get("currency")?,
-            outcome: row.try_get("outcome")?,
-            score: row.try_get("score")?,
-            reasons: row.try_get("reasons")?,
-            rule_set_version: row.try_get("rule_set_version")?,
-            late: row.try_get("late")?,
-            occurred_at: row.try_get("occurred_us")?,
-            epoch: row.try_get("epoch")?,
-            committed: row.try_get::<&str, _>("status")? == "COMMITTED",
-        })
-    };
+    let query = format!("{ROWS} ORDER BY part, off");
+    let rows = sqlx::query(&query).fetch_all(connection).await?;
     rows.iter().map(entry).collect()
+}
+
+/// The rows of one partition from an offset on.
+///
+/// # Errors
+/// When the ledger is not as it is documented.
+pub async fn read_from(connection: &mut PgConnection, partition: i32, offset: i64) -> Result<Vec<Entry>> {
+    let query = format!("{ROWS} WHERE part = $1 AND off >= $2 ORDER BY off");
+    let rows = sqlx::query(&query).bind(partition).bind(offset);
+    rows.fetch_all(connection).await?.iter().map(entry).collect()
+}
+
+const ROWS: &str = "SELECT part, off, tenant, event_id::text, account_id, trim_scale(amount)::text AS amount, currency, \
+                    outcome, score, reasons, rule_set_version, late, epoch, status, \
+                    (extract(epoch FROM occurred_at) * 1000000)::bigint AS occurred_us FROM transactions";
+
+fn entry(row: &PgRow) -> Result<Entry> {
+    Ok(Entry {
+        partition: row.try_get("part")?,
+        offset: row.try_get("off")?,
+        tenant: row.try_get("tenant")?,
+        event_id: row.try_get("event_id")?,
+        account: row.try_get("account_id")?,
+        amount: row.try_get("amount")?,
+        currency: row.try_get("currency")?,
+        outcome: row.try_get("outcome")?,
+        score: row.try_get("score")?,
+        reasons: row.try_get("reasons")?,
+        rule_set_version: row.try_get("rule_set_version")?,
+        late: row.try_get("late")?,
+        occurred_at: row.try_get("occurred_us")?,
+        epoch: row.try_get("epoch")?,
+        committed: row.try_get::<&str, _>("status")? == "COMMITTED",
+    })
 }
 
 /// Waits until no row is PREPARED any more.

@@ -41,6 +41,8 @@ pub struct Mix {
     pub tick_events: usize,
     /// After so many ticks there is a pause, in which the processor has nothing to do; 0 for never.
     pub pause_after_ticks: u64,
+    /// Ordinary accounts, which pay in turn; 0 for new ones all the time.
+    pub accounts: u64,
     /// Payments of accounts that pay all the time.
     pub hot: u32,
     /// Payments over the limit of LARGE_AMOUNT.
@@ -64,6 +66,7 @@ impl Mix {
     pub const PLAIN: Self = Self {
         tick_events: 20,
         pause_after_ticks: 0,
+        accounts: 0,
         hot: 0,
         large: 0,
         placed: 0,
@@ -77,6 +80,7 @@ impl Mix {
     pub const ODD: Self = Self {
         tick_events: 10,
         pause_after_ticks: 40,
+        accounts: 0,
         hot: 10,
         large: 3,
         placed: 15,
@@ -158,7 +162,8 @@ impl Generator {
         let account = if self.of_a_hundred(self.mix.hot) {
             hot_account(self.rng.u32(..HOT_ACCOUNTS))
         } else {
-            format!("account-{}", self.made / IN_A_ROW)
+            let turn = self.made / IN_A_ROW;
+            format!("account-{}", turn.checked_rem(self.mix.accounts).unwrap_or(turn))
         };
         let mut event = events::payment(&account);
         if self.of_a_hundred(self.mix.large) {

@@ -1,28 +1,31 @@
 //! A second opinion on every decision: what docs/rules.md says of rules and ARCHITECTURE.md of repetitions, recomputed from
 //! the payments topic alone and as naively as possible. It shares nothing with the processor but the contract: each payment
-//! is compared with every earlier one of its partition that may concern it, nothing is ever forgotten, and distances are
-//! computed by another formula.
+//! is compared with every earlier one of its partition that may concern it, nothing is forgotten unless the caller says that
+//! it will not matter again, and distances are computed by another formula.
 //!
 //! Comes after [`crate::history`] has read the topic; [`crate::checker`] compares what comes out with what was decided.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
-use sluice_proto::avro::PREFIX_BYTES;
 use sluice_proto::event::PaymentRecord;
 use sluice_proto::features::AccountFeatures;
 use sluice_proto::{headers, validate};
 
-use crate::checker::decode;
 use crate::features::Past;
+use crate::schemas::{Decoder, Schemas};
 use crate::topics::Record;
 
 /// The defaults of the processor's options, as docs/rules.md tells them.
 const LATENESS_US: i64 = 600 * SECOND_US;
-const LARGE_TEN_THOUSANDTHS: i64 = 10_000 * 10_000;
+const LARGE_UNITS: i64 = 10_000;
 const FREQUENT: usize = 5;
+const BUILT_IN: &str = "built-in-1";
 const MINUTE_US: i64 = 60 * SECOND_US;
 const FASTEST_KMH: f64 = 1_000.0;
 const SECOND_US: i64 = 1_000_000;
+const TEN_THOUSANDTHS: i64 = 10_000;
 const EARTH_KM: f64 = 6_371.008_8;
 const REVIEW: f64 = 0.5;
 const DECLINE: f64 = 0.75;
@@ -40,6 +43,8 @@ pub enum Fate {
         outcome: &'static str,
         /// Whether it came too late for its history.
         late: bool,
+        /// With what the version of the rule set in force begins.
+        rule_set: Arc<str>,
     },
     /// Nothing: it is a repetition of a payment that was decided, or no payment but a rule set.
     Repeated,
@@ -47,34 +52,152 @@ pub enum Fate {
     Dead(&'static str),
 }
 
-/// An earlier payment that changed what its partition remembers.
-struct Seen {
-    payment: PaymentRecord,
+/// What a rule set that is applied in mid-stream may say otherwise than the default one.
+#[derive(Clone, Debug)]
+struct Rules {
+    version: Arc<str>,
+    large_units: i64,
+    frequent: usize,
 }
 
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            version: BUILT_IN.into(),
+            large_units: LARGE_UNITS,
+            frequent: FREQUENT,
+        }
+    }
+}
+
+impl Rules {
+    /// Those of a document as [`rule_set`] writes it.
+    fn of(document: &[u8]) -> Option<Self> {
+        let document = std::str::from_utf8(document).ok()?;
+        let after = |key: &str| {
+            let rest = document.split_once(key)?.1;
+            rest.split([',', '}', '\n']).next().map(str::trim)
+        };
+        Some(Self {
+            version: after("version:")?.into(),
+            large_units: after("over_units:")?.parse().ok()?,
+            frequent: after("more_than_payments:")?.parse().ok()?,
+        })
+    }
+}
+
+/// A rule set that differs from the default one in how much is large and how many payments of a minute are frequent.
+pub fn rule_set(version: &str, large_units: i64, frequent: usize) -> String {
+    format!(
+        "version: {version}
+outcomes: {{review: {REVIEW}, decline: {DECLINE}}}
+large_amount: {{over_units: {large_units}, contribution: 0.6}}
+high_frequency: {{more_than_payments: {frequent}, window_s: 60, contribution: 0.5}}
+impossible_travel: {{over_kmh: {FASTEST_KMH}, place_window_s: 60, contribution: 0.8}}
+late_event: {{contribution: 0.5}}
+"
+    )
+}
+
+/// An earlier payment that changed what its partition remembers.
+#[derive(Debug)]
+struct Seen {
+    time: i64,
+    /// Where it was; boxed, because most payments do not say, and there are millions.
+    at: Option<Box<Whereabouts>>,
+}
+
+#[derive(Debug)]
+struct Whereabouts {
+    country: Option<String>,
+    place: Option<String>,
+    point: Option<(f64, f64)>,
+}
+
+impl Whereabouts {
+    fn of(payment: &PaymentRecord) -> Option<Box<Self>> {
+        let point = payment.latitude.zip(payment.longitude);
+        let known = payment.country.is_some() || payment.place.is_some() || point.is_some();
+        known.then(|| {
+            Box::new(Self {
+                country: payment.country.clone(),
+                place: payment.place.clone(),
+                point,
+            })
+        })
+    }
+
+    fn is_named(&self) -> bool {
+        self.country.is_some() || self.place.is_some()
+    }
+}
+
+/// What tells a repetition from another payment of the same id.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    time: i64,
+    /// Of what the ledger knows of it.
+    content: u64,
+    merchant: u64,
+}
+
+impl Known {
+    fn of(payment: &PaymentRecord) -> Self {
+        let PaymentRecord {
+            occurred_at,
+            account_id,
+            amount,
+            currency,
+            ..
+        } = payment;
+        Self {
+            time: *occurred_at,
+            content: hash(&(occurred_at, account_id, amount.ten_thousandths(), currency)),
+            merchant: hash(&payment.merchant_id),
+        }
+    }
+}
+
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A payment's identity: its tenant, hashed, and its event's id.
+type Id = (u64, u128);
+
 /// One partition, as far as it was read.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Partition {
+    /// What is in force.
+    rules: Rules,
     /// Newest time so far; none before the first payment.
     clock: Option<i64>,
     /// By account: everything that came in time.
     accounts: HashMap<String, Vec<Seen>>,
     /// By identity: the newest payment of this id that came in time.
-    remembered: HashMap<String, PaymentRecord>,
+    remembered: HashMap<Id, Known>,
     /// By identity: the payment that was decided.
-    decided: HashMap<String, PaymentRecord>,
+    decided: HashMap<Id, Known>,
+}
+
+/// A judge of partitions that are read bit by bit, each in its order.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    partitions: HashMap<i32, Partition>,
 }
 
 /// What must have become of each record, which come by partition and offset.
-pub fn replay(records: &[Record]) -> HashMap<(i32, i64), Fate> {
-    replay_with(records, |_record, _payment| {})
+pub fn replay(records: &[Record], schemas: &Schemas) -> HashMap<(i32, i64), Fate> {
+    Oracle::default().read(records, schemas)
 }
 
 /// The features of each payment that was decided in time.
-pub fn replay_features(records: &[Record]) -> HashMap<(i32, i64), AccountFeatures> {
+pub fn replay_features(records: &[Record], schemas: &Schemas) -> HashMap<(i32, i64), AccountFeatures> {
     let mut pasts: HashMap<i32, Past> = HashMap::new();
     let mut features = HashMap::new();
-    let fates = replay_with(records, |record, payment| {
+    let fates = Oracle::default().read_with(records, schemas, |record, payment| {
         let at = (record.partition, record.offset);
         let past = pasts.entry(record.partition).or_default();
         features.insert(at, past.take(payment, at));
@@ -84,109 +207,138 @@ pub fn replay_features(records: &[Record]) -> HashMap<(i32, i64), AccountFeature
     features
 }
 
-/// Meanwhile tells of each payment that becomes part of the past, before what comes after it is judged.
-fn replay_with(records: &[Record], mut entered: impl FnMut(&Record, &PaymentRecord)) -> HashMap<(i32, i64), Fate> {
-    let mut partitions: HashMap<i32, Partition> = HashMap::new();
-    let mut fates = HashMap::new();
-    let prefix = usual_prefix(records);
-    for record in records {
-        let fate = if record.headers.contains_key(headers::RULE_SET) {
-            Fate::Repeated
-        } else if record.payload.get(..PREFIX_BYTES) != prefix {
-            Fate::Dead("DESERIALIZATION_ERROR")
-        } else {
-            let partition = partitions.entry(record.partition).or_default();
-            partition.read(record, |payment| entered(record, payment))
-        };
-        fates.insert((record.partition, record.offset), fate);
+impl Oracle {
+    /// What must have become of these records, which follow in their partitions on those that were read before.
+    ///
+    /// # Panics
+    /// When one of the schemas is not complete.
+    pub fn read(&mut self, records: &[Record], schemas: &Schemas) -> HashMap<(i32, i64), Fate> {
+        self.read_with(records, schemas, |_record, _payment| {})
     }
-    fates
-}
 
-/// What the gateway writes before each payment, which is nearly every record's: the schema's id is in it, and nobody else's
-/// schema is in the registry.
-fn usual_prefix(records: &[Record]) -> Option<&[u8]> {
-    let mut counts: HashMap<&[u8], usize> = HashMap::new();
-    for record in records
-        .iter()
-        .filter(|record| !record.headers.contains_key(headers::RULE_SET))
-    {
-        if let Some(prefix) = record.payload.get(..PREFIX_BYTES) {
-            *counts.entry(prefix).or_default() += 1;
+    /// Meanwhile tells of each payment that becomes part of the past, before what comes after it is judged.
+    fn read_with(
+        &mut self,
+        records: &[Record],
+        schemas: &Schemas,
+        mut entered: impl FnMut(&Record, &PaymentRecord),
+    ) -> HashMap<(i32, i64), Fate> {
+        let decoder = Decoder::new(schemas).expect("the registry takes complete schemas only");
+        let mut fates = HashMap::new();
+        for record in records {
+            let fate = if is_control(record) {
+                let rules = &mut self.partitions.entry(record.partition).or_default().rules;
+                *rules = Rules::of(&record.payload).unwrap_or_else(|| rules.clone());
+                Fate::Repeated
+            } else {
+                let partition = self.partitions.entry(record.partition).or_default();
+                partition.read(record, &decoder, |payment| entered(record, payment))
+            };
+            fates.insert((record.partition, record.offset), fate);
+        }
+        fates
+    }
+
+    /// Forgets what cannot matter any more, where nothing that was read so far is published again from now on: payments
+    /// that are too old for anything in time to be compared with them, but for the newest whereabouts.
+    pub fn forget(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.forget();
         }
     }
-    let usual = counts.into_iter().max_by_key(|(_, count)| *count);
-    usual.map(|(prefix, _)| prefix)
+}
+
+/// Whether a record is no payment but a rule set.
+fn is_control(record: &Record) -> bool {
+    record.headers.contains_key(headers::CONTROL)
 }
 
 impl Partition {
-    fn read(&mut self, record: &Record, mut entered: impl FnMut(&PaymentRecord)) -> Fate {
+    fn read(
+        &mut self,
+        record: &Record,
+        decoder: &Decoder<'_, PaymentRecord>,
+        mut entered: impl FnMut(&PaymentRecord),
+    ) -> Fate {
         let stored_at = record.stored_at_ms * 1_000;
-        let Ok(payment) = decode::<PaymentRecord>(record) else {
+        let Ok(payment) = decoder.decode(record) else {
             return Fate::Dead("DESERIALIZATION_ERROR");
         };
         if validate::payment(payment.clone(), stored_at).is_err() {
             return Fate::Dead("VALIDATION_ERROR");
         }
-        let id = format!("{}/{}", payment.tenant, payment.event_id);
+        let id = (hash(&payment.tenant), payment.event_id.uuid().as_u128());
+        let known = Known::of(&payment);
         let time = payment.occurred_at;
-        let oldest = self.clock.map_or(i64::MIN, |clock| clock.saturating_sub(LATENESS_US));
+        let oldest = self.oldest();
         let late = time < oldest;
         if !late
             && let Some(before) = self.remembered.get(&id)
-            && before.occurred_at >= oldest
+            && before.time >= oldest
         {
-            let same = is_same(before, &payment) && before.merchant_id == payment.merchant_id;
+            let same = before.content == known.content && before.merchant == known.merchant;
             return if same { Fate::Repeated } else { Fate::Dead("CONFLICT") };
         }
         let (rules, late) = if late {
-            (judge_late(&payment), true)
+            (judge_late(&payment, &self.rules), true)
         } else {
-            self.remembered.insert(id.clone(), payment.clone());
+            self.remembered.insert(id, known);
             self.clock = self.clock.max(Some(time.min(stored_at)));
             let account = format!("{}/{}", payment.tenant, payment.account_id);
             let earlier = self.accounts.entry(account).or_default();
-            let rules = judge(&payment, earlier);
+            let rules = judge(&payment, earlier, &self.rules);
             entered(&payment);
             earlier.push(Seen {
-                payment: payment.clone(),
+                time,
+                at: Whereabouts::of(&payment),
             });
             (rules, false)
         };
         match self.decided.get(&id) {
-            Some(before) if is_same(before, &payment) => return Fate::Repeated,
+            Some(before) if before.content == known.content => return Fate::Repeated,
             Some(_) => return Fate::Dead("CONFLICT"),
-            None => self.decided.insert(id, payment),
+            None => self.decided.insert(id, known),
         };
-        decided(rules, late)
+        decided(rules, late, &self.rules.version)
+    }
+
+    /// What happened before is late.
+    fn oldest(&self) -> i64 {
+        self.clock.map_or(i64::MIN, |clock| clock.saturating_sub(LATENESS_US))
+    }
+
+    fn forget(&mut self) {
+        let oldest = self.oldest();
+        self.decided = HashMap::new();
+        self.remembered.retain(|_id, known| known.time >= oldest);
+        // The oldest that may still come in time looks a minute back.
+        let counted = oldest.saturating_sub(MINUTE_US);
+        for earlier in self.accounts.values_mut() {
+            let named = newest(earlier, Whereabouts::is_named).map(|(time, _)| time);
+            let located = newest(earlier, |at| at.point.is_some()).map(|(time, _)| time);
+            earlier.retain(|seen| seen.time >= counted || [named, located].contains(&Some(seen.time)));
+        }
+        self.accounts.retain(|_account, earlier| !earlier.is_empty());
     }
 }
 
-/// What the ledger knows of a payment.
-fn is_same(a: &PaymentRecord, b: &PaymentRecord) -> bool {
-    (a.occurred_at, &a.account_id, a.amount, &a.currency) == (b.occurred_at, &b.account_id, b.amount, &b.currency)
-}
-
-fn judge_late(payment: &PaymentRecord) -> Vec<&'static str> {
+fn judge_late(payment: &PaymentRecord, in_force: &Rules) -> Vec<&'static str> {
     let mut rules = Vec::new();
-    if payment.amount.ten_thousandths() > LARGE_TEN_THOUSANDTHS {
+    if payment.amount.ten_thousandths() > in_force.large_units * TEN_THOUSANDTHS {
         rules.push("LARGE_AMOUNT");
     }
     rules.push("LATE_EVENT");
     rules
 }
 
-fn judge(payment: &PaymentRecord, earlier: &[Seen]) -> Vec<&'static str> {
+fn judge(payment: &PaymentRecord, earlier: &[Seen], in_force: &Rules) -> Vec<&'static str> {
     let mut rules = Vec::new();
     let time = payment.occurred_at;
-    if payment.amount.ten_thousandths() > LARGE_TEN_THOUSANDTHS {
+    if payment.amount.ten_thousandths() > in_force.large_units * TEN_THOUSANDTHS {
         rules.push("LARGE_AMOUNT");
     }
-    let is_recent = |seen: &&Seen| {
-        let then = seen.payment.occurred_at;
-        then > time - MINUTE_US && then <= time
-    };
-    if 1 + earlier.iter().filter(is_recent).count() > FREQUENT {
+    let is_recent = |seen: &&Seen| seen.time > time - MINUTE_US && seen.time <= time;
+    if 1 + earlier.iter().filter(is_recent).count() > in_force.frequent {
         rules.push("HIGH_FREQUENCY");
     }
     if moved(payment, earlier) || too_fast(payment, earlier) {
@@ -196,29 +348,28 @@ fn judge(payment: &PaymentRecord, earlier: &[Seen]) -> Vec<&'static str> {
 }
 
 /// Of equally new positions the one that came last counts, which is what `max_by_key` gives.
-fn newest(earlier: &[Seen], has: impl Fn(&PaymentRecord) -> bool) -> Option<&PaymentRecord> {
-    let known = earlier.iter().map(|seen| &seen.payment).filter(|payment| has(payment));
-    known.max_by_key(|payment| payment.occurred_at)
+fn newest(earlier: &[Seen], has: impl Fn(&Whereabouts) -> bool) -> Option<(i64, &Whereabouts)> {
+    let known = earlier.iter().filter_map(|seen| Some((seen.time, seen.at.as_deref()?)));
+    known.filter(|(_, at)| has(at)).max_by_key(|(time, _)| *time)
 }
 
 fn moved(payment: &PaymentRecord, earlier: &[Seen]) -> bool {
-    let Some(before) = newest(earlier, |it| it.country.is_some() || it.place.is_some()) else {
+    let Some((then, before)) = newest(earlier, Whereabouts::is_named) else {
         return false;
     };
     let differ = |a: &Option<String>, b: &Option<String>| a.is_some() && b.is_some() && a != b;
-    (payment.occurred_at - before.occurred_at).abs() <= MINUTE_US
+    (payment.occurred_at - then).abs() <= MINUTE_US
         && (differ(&payment.country, &before.country) || differ(&payment.place, &before.place))
 }
 
 fn too_fast(payment: &PaymentRecord, earlier: &[Seen]) -> bool {
-    let point = |it: &PaymentRecord| it.latitude.zip(it.longitude);
-    let Some(before) = newest(earlier, |it| point(it).is_some()) else {
+    let Some((then, before)) = newest(earlier, |at| at.point.is_some()) else {
         return false;
     };
-    let (Some(here), Some(there)) = (point(payment), point(before)) else {
+    let (Some(here), Some(there)) = (payment.latitude.zip(payment.longitude), before.point) else {
         return false;
     };
-    let elapsed_us = (payment.occurred_at - before.occurred_at).abs().max(SECOND_US);
+    let elapsed_us = (payment.occurred_at - then).abs().max(SECOND_US);
     let hours = elapsed_us as f64 / (3_600 * SECOND_US) as f64;
     distance_km(here, there) / hours > FASTEST_KMH
 }
@@ -243,7 +394,7 @@ fn distance_km(from: (f64, f64), to: (f64, f64)) -> f64 {
     EARTH_KM * cross.iter().map(|c| c * c).sum::<f64>().sqrt().atan2(dot)
 }
 
-fn decided(rules: Vec<&'static str>, late: bool) -> Fate {
+fn decided(rules: Vec<&'static str>, late: bool, rule_set: &Arc<str>) -> Fate {
     let mut innocent = 1.0;
     for rule in &rules {
         innocent *= 1.0
@@ -266,6 +417,7 @@ fn decided(rules: Vec<&'static str>, late: bool) -> Fate {
         score,
         outcome,
         late,
+        rule_set: Arc::clone(rule_set),
     }
 }
 
@@ -311,8 +463,12 @@ mod tests {
         }
     }
 
+    fn schemas() -> Schemas {
+        Schemas::one::<PaymentRecord>(1)
+    }
+
     fn fates(records: &[Record]) -> Vec<Fate> {
-        let fates = replay(records);
+        let fates = replay(records, &schemas());
         records
             .iter()
             .map(|record| fates[&(0, record.offset)].clone())
@@ -352,7 +508,7 @@ mod tests {
     fn the_sixth_payment_of_a_minute_and_a_large_one_are_found() {
         let mut records: Vec<_> = (0..6).map(|n| record(n, n as u128 + 1, n, |_| {})).collect();
         records.push(record(6, 7, 64, |payment| {
-            payment.amount = Amount::from_ten_thousandths(LARGE_TEN_THOUSANDTHS + 100);
+            payment.amount = Amount::from_ten_thousandths(LARGE_UNITS * TEN_THOUSANDTHS + 100);
         }));
         let found = fates(&records);
         assert!(rules(&found[4]).is_empty());
@@ -379,6 +535,38 @@ mod tests {
         let fired: Vec<bool> = found.iter().map(|fate| !rules(fate).is_empty()).collect();
         assert_eq!(fired, [false, false, true, false, true]);
         assert!((distance_km((48.856_6, 2.352_2), (52.52, 13.405)) - 877.5).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_rule_set_is_in_force_behind_its_record() {
+        let mut applied = record(1, 9, 0, |_| {});
+        applied.payload = rule_set("strict-1", 11, 1).into_bytes();
+        applied.headers = Arc::new([(headers::CONTROL.to_owned(), headers::RULE_SET.into())].into());
+        let found = fates(&[record(0, 1, 0, |_| {}), applied, record(2, 2, 1, |_| {})]);
+        assert!(rules(&found[0]).is_empty());
+        assert_eq!(found[1], Fate::Repeated);
+        assert_eq!(rules(&found[2]), ["LARGE_AMOUNT", "HIGH_FREQUENCY"]);
+        assert!(matches!(&found[2], Fate::Decided { rule_set, .. } if &**rule_set == "strict-1"));
+    }
+
+    #[test]
+    fn what_is_forgotten_does_not_matter() {
+        let at = |place: &'static str| move |payment: &mut PaymentRecord| payment.place = Some(place.to_owned());
+        let mut records = vec![record(0, 1, 0, at("Paris")), record(1, 2, 1, |_| {})];
+        records.extend((2..6).map(|n| record(n, n as u128 + 1, 700 + n, |_| {})));
+        let more = [
+            record(6, 7, 707, at("Tokyo")),
+            record(7, 8, 708, at("Paris")),
+            record(8, 7, 707, at("Tokyo")),
+        ];
+        let whole: Vec<Record> = records.iter().chain(&more).cloned().collect();
+        let mut oracle = Oracle::default();
+        let mut bit_by_bit = oracle.read(&records, &schemas());
+        oracle.forget();
+        assert_eq!(oracle.partitions[&0].accounts["acme/a"].len(), 5);
+        bit_by_bit.extend(oracle.read(&more, &schemas()));
+        assert_eq!(bit_by_bit, replay(&whole, &schemas()));
+        assert_eq!(bit_by_bit[&(0, 8)], Fate::Repeated);
     }
 
     #[test]

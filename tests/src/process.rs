@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{LazyLock, mpsc};
@@ -38,6 +39,22 @@ pub fn signal(pid: u32, signal: &str) -> Result<()> {
         .status()?;
     ensure!(sent.success(), "cannot send SIG{signal} to {pid}");
     Ok(())
+}
+
+/// A network namespace in which a process can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its name.
+    pub namespace: String,
+    /// Its address, which this process can reach.
+    pub address: Ipv4Addr,
+}
+
+impl Place {
+    /// Where a server in it listens. Each place has one server of a kind, so that nobody needs to look for a free port.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.address, port))
+    }
 }
 
 /// A child process with its output in a file.
@@ -83,6 +100,26 @@ impl Process {
             child,
             log,
         })
+    }
+
+    /// Starts a program without arguments in a network of its own, where one is given.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_in(
+        place: Option<&Place>,
+        name: &str,
+        program: &Path,
+        env: &[(String, String)],
+        log_in: &Path,
+    ) -> Result<Self> {
+        let Some(place) = place else {
+            return Self::start(name, program, &[], env, log_in);
+        };
+        // It becomes the program, so that the process that is signalled is the server.
+        let program = program.to_str().context("the program's path is no text")?;
+        let arguments = ["netns", "exec", &place.namespace, program];
+        Self::start(name, Path::new("ip"), &arguments, env, log_in)
     }
 
     /// The process's id.

@@ -29,7 +29,15 @@ impl Proxy {
     /// # Errors
     /// When no port is free.
     pub async fn start(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_on(Ipv4Addr::LOCALHOST, target).await
+    }
+
+    /// The same on another network's address of this machine.
+    ///
+    /// # Errors
+    /// When no port is free.
+    pub async fn start_on(network: Ipv4Addr, target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((network, 0)).await?;
         let address = listener.local_addr()?;
         let (generation, generations) = watch::channel(0);
         let (stalled, stalls) = watch::channel(false);
@@ -111,7 +119,9 @@ async fn pass(
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
     let both = async {
-        tokio::join!(
+        // An end of the bytes is passed on, and the other direction goes on; a reset ends both, or the other side would wait
+        // for one that is gone.
+        tokio::try_join!(
             one_way(from_client, to_server, stalls.clone()),
             one_way(from_server, to_client, stalls.clone())
         )
@@ -145,10 +155,41 @@ async fn one_way(
 /// # Errors
 /// When the URL names no server, or no port is free.
 pub async fn postgres(url: &str) -> Result<(Proxy, String)> {
+    postgres_on(Ipv4Addr::LOCALHOST, url).await
+}
+
+/// The same on another network's address of this machine.
+///
+/// # Errors
+/// When the URL names no server, or no port is free.
+pub async fn postgres_on(network: Ipv4Addr, url: &str) -> Result<(Proxy, String)> {
     let (before, rest) = url.split_once('@').unwrap_or(("", url));
     let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
     let target = tokio::net::lookup_host(server).await?.next();
-    let proxy = Proxy::start(target.with_context(|| format!("{server} has no address"))?).await?;
+    let target = target.with_context(|| format!("{server} has no address"))?;
+    let proxy = Proxy::start_on(network, target).await?;
     let through = format!("{before}@{}/{database}", proxy.address());
+    Ok((proxy, through))
+}
+
+/// A proxy in front of what serves a URL of http, and the URL by way of it.
+///
+/// # Errors
+/// When the URL names no server, or no port is free.
+pub async fn http(url: &str) -> Result<(Proxy, String)> {
+    http_on(Ipv4Addr::LOCALHOST, url).await
+}
+
+/// The same on another network's address of this machine.
+///
+/// # Errors
+/// When the URL names no server, or no port is free.
+pub async fn http_on(network: Ipv4Addr, url: &str) -> Result<(Proxy, String)> {
+    let rest = url.trim_start_matches("http://");
+    let (server, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let target = tokio::net::lookup_host(server).await?.next();
+    let target = target.with_context(|| format!("{server} has no address"))?;
+    let proxy = Proxy::start_on(network, target).await?;
+    let through = format!("{}/{path}", proxy.url());
     Ok((proxy, through))
 }

@@ -1,7 +1,6 @@
 //! An isolated installation of Sluice: topics under a prefix of its own, a fresh database, one gateway and as many
 //! processors as asked for, all of them the binaries that production runs.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,18 +14,20 @@ use rdkafka::client::DefaultClientContext;
 use sluice_proto::topics;
 use sqlx::{Connection, PgConnection};
 
-use crate::credentials;
-use crate::process::Process;
+use crate::process::{Place, Process};
 use crate::servers::{self, Servers};
+use crate::tenant;
+pub use crate::tenant::Tenant;
 use crate::wait;
 
-/// Tenants of a stack: a test takes one that no other test uses, so that tests can share a stack.
-const TENANTS: usize = 100;
 /// The processors' consumer group, before the prefix.
 pub const GROUP: &str = "processor";
 /// After how long without a heartbeat a killed lane's partitions go to another one, in milliseconds: what the tests wait
 /// for at each kill.
 const SESSION_TIMEOUT_MS: &str = "3000";
+/// Where a server listens that has an address of its own.
+const PORT: u16 = 50_051;
+const ADMIN_PORT: u16 = 9_464;
 /// Longest wait for an answer of a health or metrics page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -35,6 +36,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Options {
     /// Partitions of every topic.
     pub partitions: u32,
+    /// Replicas of every partition.
+    pub replication: u16,
     /// Processor processes.
     pub processors: usize,
     /// Lanes of each processor.
@@ -43,6 +46,10 @@ pub struct Options {
     pub quota_events_per_s: u32,
     /// Whether gateway and processors are those that faults can be injected into.
     pub faulty: bool,
+    /// The network of its own that the gateway has, if any.
+    pub gateway_place: Option<Place>,
+    /// Those of the processors; none where all are on this machine's.
+    pub processor_places: Vec<Place>,
     /// More environment variables of the gateway.
     pub gateway_env: Vec<(String, String)>,
     /// More environment variables of each processor.
@@ -53,36 +60,16 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             partitions: 4,
+            replication: 1,
             processors: 1,
             lanes: 2,
             quota_events_per_s: 100_000,
             faulty: false,
+            gateway_place: None,
+            processor_places: Vec::new(),
             gateway_env: Vec::new(),
             processor_env: Vec::new(),
         }
-    }
-}
-
-/// Who calls the gateway.
-#[derive(Clone, Debug)]
-pub struct Tenant {
-    /// The tenant's name.
-    pub name: String,
-    /// An API key of the tenant.
-    pub key: String,
-}
-
-impl Tenant {
-    fn numbered(number: usize) -> Self {
-        Self {
-            name: format!("tenant-{number:02}"),
-            key: format!("key-of-tenant-{number:02}-in-tests"),
-        }
-    }
-
-    /// A key of the tenant's whose only role is to review.
-    pub fn reviewer_key(&self) -> String {
-        format!("reviewer-{}", self.key)
     }
 }
 
@@ -143,19 +130,26 @@ impl Stack {
     /// # Errors
     /// When the servers are missing.
     pub async fn prepare(options: Options) -> Result<Self> {
-        let servers = Servers::from_env()?;
+        Self::prepare_on(Servers::from_env()?, options).await
+    }
+
+    /// The same on given servers.
+    ///
+    /// # Errors
+    /// When they do not answer.
+    pub async fn prepare_on(servers: Servers, options: Options) -> Result<Self> {
         let mut id = uuid::Uuid::new_v4().simple().to_string();
         id.truncate(8);
         let prefix = format!("t{id}-");
         let directory = servers::scratch(&prefix)?;
-        std::fs::write(directory.join("keys.toml"), keys())?;
+        std::fs::write(directory.join("keys.toml"), tenant::keys())?;
         let stack = Self {
-            gateway_address: servers::free_address()?,
-            gateway_admin: servers::free_address()?,
+            gateway_address: address(options.gateway_place.as_ref(), PORT)?,
+            gateway_admin: address(options.gateway_place.as_ref(), ADMIN_PORT)?,
             gateway: None,
             processors: (0..options.processors).map(|_number| None).collect(),
             processor_admins: (0..options.processors)
-                .map(|_number| servers::free_address())
+                .map(|number| address(options.processor_places.get(number), ADMIN_PORT))
                 .collect::<Result<_>>()?,
             next_tenant: AtomicUsize::new(0),
             servers,
@@ -199,7 +193,6 @@ impl Stack {
     /// When there are no more.
     pub fn tenant(&self) -> Tenant {
         let number = self.next_tenant.fetch_add(1, Ordering::Relaxed);
-        assert!(number < TENANTS, "a stack has only {TENANTS} tenants");
         Tenant::numbered(number)
     }
 
@@ -267,7 +260,8 @@ impl Stack {
     /// When it cannot be started.
     pub fn start_gateway_with(&mut self, env: &[(&str, &str)]) -> Result<()> {
         self.gateway = None;
-        self.gateway = Some(self.spawn_gateway("gateway", self.gateway_address, self.gateway_admin, env)?);
+        let (place, listen) = (self.options.gateway_place.as_ref(), self.gateway_address);
+        self.gateway = Some(self.spawn_gateway("gateway", place, (listen, self.gateway_admin), env)?);
         Ok(())
     }
 
@@ -286,7 +280,20 @@ impl Stack {
     pub fn another_gateway_at(&self, name: &str, address: SocketAddr) -> Result<Gateway> {
         let admin = servers::free_address()?;
         Ok(Gateway {
-            process: self.spawn_gateway(name, address, admin, &[])?,
+            process: self.spawn_gateway(name, None, (address, admin), &[])?,
+            address,
+            admin,
+        })
+    }
+
+    /// The same in a network of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn another_gateway_in(&self, name: &str, place: &Place) -> Result<Gateway> {
+        let (address, admin) = (place.at(PORT), place.at(ADMIN_PORT));
+        Ok(Gateway {
+            process: self.spawn_gateway(name, Some(place), (address, admin), &[])?,
             address,
             admin,
         })
@@ -295,8 +302,8 @@ impl Stack {
     fn spawn_gateway(
         &self,
         name: &str,
-        listen: SocketAddr,
-        admin: SocketAddr,
+        place: Option<&Place>,
+        (listen, admin): (SocketAddr, SocketAddr),
         more: &[(&str, &str)],
     ) -> Result<Process> {
         let mut env = self.common_env();
@@ -313,12 +320,8 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.gateway_env.clone());
-        env.extend(
-            more.iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
-        let program = self.program("sluice-gateway")?;
-        Process::start(name, &program, &[], &env, &self.directory)
+        env.extend(owned(more));
+        Process::start_in(place, name, &self.program("sluice-gateway")?, &env, &self.directory)
     }
 
     /// Starts a processor.
@@ -347,14 +350,12 @@ impl Stack {
             ),
         ]);
         env.extend(self.options.processor_env.clone());
-        env.extend(
-            more.iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
+        env.extend(owned(more));
         self.processors[number] = None;
         let program = self.program("sluice-processor")?;
         let name = format!("processor-{number}");
-        self.processors[number] = Some(Process::start(&name, &program, &[], &env, &self.directory)?);
+        let place = self.options.processor_places.get(number);
+        self.processors[number] = Some(Process::start_in(place, &name, &program, &env, &self.directory)?);
         Ok(())
     }
 
@@ -368,8 +369,13 @@ impl Stack {
 
     /// Sets a variable of the parts that are started from now on.
     pub fn set_env(&mut self, name: &str, value: &str) {
-        self.options.gateway_env.push((name.to_owned(), value.to_owned()));
+        self.set_gateway_env(name, value);
         self.set_processor_env(name, value);
+    }
+
+    /// Sets a variable of the gateways that are started from now on.
+    pub fn set_gateway_env(&mut self, name: &str, value: &str) {
+        self.options.gateway_env.push((name.to_owned(), value.to_owned()));
     }
 
     /// Sets a variable of the processors that are started from now on.
@@ -456,8 +462,16 @@ impl Stack {
 
     fn create_topics(&self) -> Result<()> {
         let partitions = self.options.partitions.to_string();
-        self.sluicectl(&["topics", "apply", "--partitions", &partitions])
-            .map(drop)
+        let replication = self.options.replication.to_string();
+        let arguments = [
+            "topics",
+            "apply",
+            "--partitions",
+            &partitions,
+            "--replication",
+            &replication,
+        ];
+        self.sluicectl(&arguments).map(drop)
     }
 
     /// Runs sluicectl on the installation and returns what it prints.
@@ -469,10 +483,8 @@ impl Stack {
             .args(arguments)
             .envs(self.common_env())
             .output()?;
-        let (out, error) = (
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-            String::from_utf8_lossy(&output.stderr),
-        );
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
             "sluicectl {arguments:?}: {}\n{out}{error}",
@@ -501,6 +513,16 @@ impl Drop for Stack {
             eprintln!("{}", self.log_tails());
         }
     }
+}
+
+fn owned(env: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    env.iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+}
+
+/// Where a server of one place listens, or one that has none.
+fn address(place: Option<&Place>, port: u16) -> Result<SocketAddr> {
+    place.map_or_else(servers::free_address, |place| Ok(place.at(port)))
 }
 
 async fn ready(name: &str, process: &mut Process, admin: SocketAddr) -> Result<()> {
@@ -534,26 +556,4 @@ pub async fn fetch(url: &str) -> Result<String> {
         Ok(agent.get(&url).call()?.body_mut().read_to_string()?)
     };
     tokio::task::spawn_blocking(fetch).await?
-}
-
-fn keys() -> String {
-    (0..TENANTS)
-        .map(Tenant::numbered)
-        .fold(String::new(), |mut text, tenant| {
-            // Writing to a String cannot fail.
-            let _written = writeln!(
-                text,
-                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\nname = \"{}\"\n",
-                credentials::hash(&tenant.key),
-                tenant.name,
-                tenant.name
-            );
-            let _written = writeln!(
-                text,
-                "[[key]]\nsha256 = \"{}\"\ntenant = \"{}\"\nname = \"desk\"\nroles = [\"review\"]\n",
-                credentials::hash(&tenant.reviewer_key()),
-                tenant.name
-            );
-            text
-        })
 }

@@ -1,7 +1,7 @@
 //! Kafka's topics as they are: read whole, read_committed, and written to by anybody.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -34,7 +34,7 @@ pub struct Record {
     /// When it was stored, in milliseconds since the Unix epoch.
     pub stored_at_ms: i64,
     /// Its headers; a header that occurs twice has its last value.
-    pub headers: BTreeMap<String, Vec<u8>>,
+    pub headers: Arc<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Record {
@@ -75,11 +75,57 @@ pub async fn read_uncommitted(stack: &Stack, topic: &str) -> Result<Vec<Record>>
 }
 
 async fn read_as(stack: &Stack, topic: &str, isolation: &'static str) -> Result<Vec<Record>> {
-    let (kafka, topic, partitions) = (stack.servers().kafka.clone(), stack.topic(topic), stack.partitions());
-    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, partitions, isolation)).await?
+    let all = (0..stack.partitions()).map(|partition| (partition, Offset::Beginning));
+    let (kafka, topic, all) = (stack.servers().kafka.clone(), stack.topic(topic), all.collect());
+    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, all, isolation)).await?
 }
 
-fn read_blocking(kafka: &str, topic: &str, partitions: i32, isolation: &str) -> Result<Vec<Record>> {
+/// Reads one partition of a topic from an offset on, with what was aborted or without.
+///
+/// # Errors
+/// When Kafka does not answer.
+pub async fn read_from(stack: &Stack, topic: &str, from: (i32, i64), isolation: &'static str) -> Result<Vec<Record>> {
+    let (kafka, topic) = (stack.servers().kafka.clone(), stack.topic(topic));
+    let from = vec![(from.0, Offset::Offset(from.1))];
+    tokio::task::spawn_blocking(move || read_blocking(&kafka, &topic, from, isolation)).await?
+}
+
+/// The offset after each partition's last record, whether it is committed or not.
+///
+/// # Errors
+/// When Kafka does not answer.
+pub async fn ends(stack: &Stack, topic: &str) -> Result<Vec<i64>> {
+    ends_as(stack, topic, "read_uncommitted").await
+}
+
+/// Waits until no transaction is open over the decisions any more.
+///
+/// # Errors
+/// When one stays so.
+pub async fn stable(stack: &Stack) -> Result<()> {
+    wait::until("no transaction is open over the decisions", async || {
+        let all = ends(stack, topics::DECISIONS).await?;
+        let stable = ends_as(stack, topics::DECISIONS, "read_committed").await?;
+        Ok((all == stable).then_some(()))
+    })
+    .await
+}
+
+async fn ends_as(stack: &Stack, topic: &str, isolation: &'static str) -> Result<Vec<i64>> {
+    let (kafka, topic, partitions) = (stack.servers().kafka.clone(), stack.topic(topic), stack.partitions());
+    let ends = move || {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &kafka)
+            .set("isolation.level", isolation);
+        let consumer: BaseConsumer = config.set("group.id", "sluice-tests-reader").create()?;
+        let end = |partition| Ok(consumer.fetch_watermarks(&topic, partition, wait::SOON)?.1);
+        (0..partitions).map(end).collect()
+    };
+    tokio::task::spawn_blocking(ends).await?
+}
+
+fn read_blocking(kafka: &str, topic: &str, from: Vec<(i32, Offset)>, isolation: &str) -> Result<Vec<Record>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", kafka)
         // A group is demanded even by a consumer that is assigned its partitions; nothing is committed to it.
@@ -90,11 +136,12 @@ fn read_blocking(kafka: &str, topic: &str, partitions: i32, isolation: &str) -> 
         .set("fetch.wait.max.ms", "10")
         .create()?;
     let mut assignment = TopicPartitionList::new();
-    for partition in 0..partitions {
-        assignment.add_partition_offset(topic, partition, Offset::Beginning)?;
+    let mut unread: HashSet<i32> = HashSet::new();
+    for (partition, offset) in from {
+        assignment.add_partition_offset(topic, partition, offset)?;
+        unread.insert(partition);
     }
     consumer.assign(&assignment)?;
-    let mut unread: HashSet<i32> = (0..partitions).collect();
     let mut records = Vec::new();
     let deadline = Instant::now() + wait::SOON;
     while !unread.is_empty() {
@@ -122,9 +169,11 @@ fn record(message: &impl Message) -> Record {
         key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
         payload: message.payload().unwrap_or_default().to_vec(),
         stored_at_ms: message.timestamp().to_millis().unwrap_or_default(),
-        headers: headers
-            .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
-            .collect(),
+        headers: Arc::new(
+            headers
+                .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+                .collect(),
+        ),
     }
 }
 
@@ -291,10 +340,10 @@ pub async fn consumed(stack: &Stack) -> Result<Vec<i64>> {
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .create()?;
-    let consumer = std::sync::Arc::new(consumer);
+    let consumer = Arc::new(consumer);
     let partitions = stack.partitions();
     wait::until("the processors have consumed every payment", async || {
-        let (consumer, topic) = (std::sync::Arc::clone(&consumer), topic.clone());
+        let (consumer, topic) = (Arc::clone(&consumer), topic.clone());
         tokio::task::spawn_blocking(move || caught_up(&consumer, &topic, partitions)).await?
     })
     .await

@@ -13,10 +13,11 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::checker::{self, Expected, Violations};
+use crate::delays::Delays;
 use crate::history::History;
 use crate::mix::{self, Generator, Mix};
 use crate::stack::{Stack, Tenant};
-use crate::{ledger, topics, wait};
+use crate::{ledger, oracle, topics, wait};
 
 /// The time of one tick.
 const TICK: Duration = Duration::from_millis(10);
@@ -42,6 +43,8 @@ pub struct Plan {
     pub seed: u64,
     /// Whether a second subscriber is slower than the payments come.
     pub slow_subscriber: bool,
+    /// Whose payments these are; those of a tenant that nobody else was given where it is none.
+    pub tenant: Option<Tenant>,
 }
 
 impl Plan {
@@ -53,6 +56,7 @@ impl Plan {
             mix: Mix::PLAIN,
             seed: 0,
             slow_subscriber: false,
+            tenant: None,
         }
     }
 }
@@ -63,6 +67,7 @@ struct Progress {
     decided: usize,
     /// By partition: when the newest payment that is decided was published, in milliseconds since the Unix epoch.
     newest_ms: BTreeMap<i32, u64>,
+    delays: Delays,
 }
 
 /// Payments that flow until told to stop.
@@ -139,7 +144,7 @@ impl Traffic {
     /// # Errors
     /// When the gateway refuses.
     pub async fn start_as(stack: &Stack, plan: Plan) -> Result<Self> {
-        let tenant = stack.tenant();
+        let tenant = plan.tenant.unwrap_or_else(|| stack.tenant());
         let target = Target::new(&plan.subscribe_url, &tenant.key)?;
         let (count, progress) = watch::channel(Progress::default());
         let whole = Subscriber::builder(target.clone()).open().await?;
@@ -157,7 +162,7 @@ impl Traffic {
             let slow = Subscriber::builder(target).start(Start::Earliest).credit(SLOW_CREDIT);
             readers.push(reader(slow.open().await?, Vec::new(), None, true));
         }
-        let publisher = Publisher::builder(Target::new(&plan.publish_url, &tenant.key)?, "traffic", 1);
+        let publisher = Publisher::builder(Target::new(&plan.publish_url, &tenant.key)?, "traffic", unix_ms());
         let publisher = publisher.want_positions(true).connect().await?;
         let (stop, stopped) = watch::channel(false);
         let (sent, published) = watch::channel(0);
@@ -222,6 +227,11 @@ impl Traffic {
         Ok(began.elapsed())
     }
 
+    /// Somebody who looks at the delays of the decisions meanwhile.
+    pub fn observer(&self) -> Observer {
+        Observer(self.progress.clone())
+    }
+
     /// Waits until so many more payments are published: the time that passes while something is broken.
     ///
     /// # Errors
@@ -235,41 +245,31 @@ impl Traffic {
         Ok(())
     }
 
+    /// Stops publishing, and waits until everything is acknowledged. To be called once.
+    ///
+    /// # Errors
+    /// When publishing fails.
+    pub async fn stop(&mut self) -> Result<Stopped> {
+        self.stop.send_replace(true);
+        let published = wait::soon("every payment is acknowledged", &mut self.publishing).await???;
+        Ok(Stopped {
+            published,
+            readers: std::mem::take(&mut self.readers),
+        })
+    }
+
     /// Stops publishing, and waits until everything is acknowledged, processed and delivered, or does not come.
     ///
     /// # Errors
     /// When publishing or a subscription fails, or the processors do not get to the end of the topic.
-    pub async fn end(self, stack: &Stack) -> Result<(Outcomes, History)> {
-        self.stop.send_replace(true);
-        let published = wait::soon("every payment is acknowledged", self.publishing).await???;
-        topics::consumed(stack).await?;
-        let mut connection = ledger::connect(stack).await?;
-        // What stays PREPARED is for the checker to tell.
-        drop(tokio::time::timeout(SETTLE, ledger::settled(&mut connection)).await);
+    pub async fn end(mut self, stack: &Stack) -> Result<(Outcomes, History)> {
+        let tenant = self.tenant.name.clone();
+        let stopped = self.stop().await?;
+        at_rest(stack).await?;
         let history = History::read(stack).await?;
-        let (mut received, mut sessions) = (Vec::new(), 0);
-        for Reader {
-            accounts,
-            wanted,
-            reading,
-        } in self.readers
-        {
-            // A reader that has ended says why below.
-            wanted.send(promised(&history, &self.tenant.name, &accounts)).ok();
-            let read = wait::soon("the subscriber has read", reading).await???;
-            sessions += read.sessions;
-            received.push(Delivered {
-                accounts,
-                decisions: read.decisions,
-            });
-        }
-        let outcomes = Outcomes {
-            payments: published.events,
-            publish_sessions: published.sessions,
-            subscribe_sessions: sessions,
-            expected: published.expected,
-            received,
-        };
+        let outcomes = stopped
+            .received(|accounts| promised(&history, &tenant, accounts))
+            .await?;
         Ok((outcomes, history))
     }
 
@@ -289,6 +289,70 @@ impl Traffic {
     }
 }
 
+/// Looks at the delays of one traffic's decisions.
+#[derive(Clone, Debug)]
+pub struct Observer(watch::Receiver<Progress>);
+
+impl Observer {
+    /// Those so far.
+    pub fn delays(&self) -> Delays {
+        self.0.borrow().delays.clone()
+    }
+}
+
+/// Traffic that has ended, but for what its subscribers have still to receive.
+#[derive(Debug)]
+pub struct Stopped {
+    published: Published,
+    readers: Vec<Reader>,
+}
+
+impl Stopped {
+    /// Waits until each subscriber has as many decisions as are promised to one that asks for these accounts, or no more
+    /// come.
+    ///
+    /// # Errors
+    /// When a subscription fails.
+    pub async fn received(self, promised: impl Fn(&[String]) -> usize) -> Result<Outcomes> {
+        let (mut received, mut sessions) = (Vec::new(), 0);
+        for Reader {
+            accounts,
+            wanted,
+            reading,
+        } in self.readers
+        {
+            // A reader that has ended says why below.
+            wanted.send(promised(&accounts)).ok();
+            let read = wait::soon("the subscriber has read", reading).await???;
+            sessions += read.sessions;
+            received.push(Delivered {
+                accounts,
+                decisions: read.decisions,
+            });
+        }
+        Ok(Outcomes {
+            payments: self.published.events,
+            publish_sessions: self.published.sessions,
+            subscribe_sessions: sessions,
+            expected: self.published.expected,
+            received,
+        })
+    }
+}
+
+/// Waits until everything that was published is decided and, if it comes to that, no row is PREPARED.
+///
+/// # Errors
+/// When the processors do not get to the end of the topic.
+pub async fn at_rest(stack: &Stack) -> Result<()> {
+    topics::consumed(stack).await?;
+    topics::stable(stack).await?;
+    let mut connection = ledger::connect(stack).await?;
+    // What stays PREPARED is for the checker to tell.
+    drop(tokio::time::timeout(SETTLE, ledger::settled(&mut connection)).await);
+    Ok(())
+}
+
 /// Checks everything that is promised about traffic that has ended, on an installation with the default rules. `forged` is
 /// how many decisions the test itself wrote again.
 pub fn examine(history: &History, outcomes: &Outcomes, forged: usize, violations: &mut Violations) {
@@ -299,7 +363,8 @@ pub fn examine(history: &History, outcomes: &Outcomes, forged: usize, violations
         checker::delivery(&received.decisions, tenant, &received.accounts, &visible, violations);
     }
     checker::ledger_rows(history, &visible, tenant, violations);
-    checker::replay(history, &visible, violations);
+    let fates = oracle::replay(&history.records, &history.schemas);
+    checker::replay(history, &visible, &fates, violations);
     checker::epochs(history, violations);
 }
 
@@ -444,6 +509,7 @@ fn note(progress: Option<&watch::Sender<Progress>>, decision: &pb::FraudDecision
     let partition = decision.source.unwrap_or_default().partition;
     progress.send_modify(|progress| {
         progress.decided += 1;
+        progress.delays.add(unix_ms().saturating_sub(published_ms));
         let newest = progress.newest_ms.entry(partition).or_default();
         *newest = published_ms.max(*newest);
     });

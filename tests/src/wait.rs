@@ -1,4 +1,4 @@
-//! Waiting for a condition itself, with a bound: the only way in which a test waits.
+//! Waiting for a condition itself, with a bound: the only way in which a test waits for anything.
 
 use std::time::Duration;
 
@@ -36,6 +36,11 @@ pub async fn within<T>(limit: Duration, what: &str, mut probe: impl AsyncFnMut()
             bail!("not within {} s: {what}", limit.as_secs());
         }
     }
+}
+
+/// Lets time pass where time is what does the harm: a network that is bad, a process that stands still.
+pub async fn pause(time: Duration) {
+    drop(tokio::time::timeout(time, std::future::pending::<()>()).await);
 }
 
 /// Waits for a future, but not for ever.

@@ -9,11 +9,11 @@ use anyhow::{Context, Result};
 
 use super::options::{Options, What};
 use super::report::Report;
-use super::world::World;
+use super::world::{Left, World};
 use crate::checker::{Invariant, Violation, Violations, tell};
 
 /// The longest time of one trial, beyond what it was told to last: it bounds one that hangs.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// What came of one trial.
 #[derive(Debug)]
@@ -138,10 +138,17 @@ async fn attempt(trial: &mut Trial, violations: &mut Violations, lasts: Duration
         // What does not go on any more may still be wrong in a way that tells more.
         violations.add(Invariant::Progress, format!("{error:#}"));
     }
-    let (stack, outcomes, history) = world.end(violations).await?;
+    let Left {
+        stack,
+        cluster,
+        outcomes,
+        history,
+    } = world.end(violations).await?;
     trial.events = history.records.len();
     trial.acked = outcomes.expected.acked.len();
     trial.delivered = outcomes.received.iter().map(|received| received.decisions.len()).sum();
     trial.compensated = history.compensations.iter().map(|removed| removed.rows).sum();
-    stack.remove().await
+    stack.remove().await?;
+    drop(cluster);
+    Ok(())
 }

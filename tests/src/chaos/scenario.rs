@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use sluice_proto::topics;
 
 use super::faults::{Armed, Fault, GATEWAY, PROCESSOR};
+use super::surroundings;
 use super::world::{HOLD_EVENTS, Part, Setup, World};
 use crate::mix::Mix;
 use crate::{ledger, wait};
@@ -59,11 +60,17 @@ pub enum Scenario {
     Network,
     Repeated,
     Saga,
+    Registry,
+    Snapshots,
+    RuleSets,
+    Schemas,
+    FullDisk,
+    Cluster,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 20] = [
         Self::ProcessorKills,
         Self::ProcessorFaults,
         Self::GatewayFaults,
@@ -78,6 +85,12 @@ impl Scenario {
         Self::Network,
         Self::Repeated,
         Self::Saga,
+        Self::Registry,
+        Self::Snapshots,
+        Self::RuleSets,
+        Self::Schemas,
+        Self::FullDisk,
+        Self::Cluster,
     ];
 
     /// Its name as an option.
@@ -97,6 +110,12 @@ impl Scenario {
             Self::Network => "network",
             Self::Repeated => "repeated",
             Self::Saga => "saga",
+            Self::Registry => "registry",
+            Self::Snapshots => "snapshots",
+            Self::RuleSets => "rule-sets",
+            Self::Schemas => "schemas",
+            Self::FullDisk => "full-disk",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -117,6 +136,12 @@ impl Scenario {
             Self::Network => "connections of clients and to Postgres are cut and held up",
             Self::Repeated => "decisions stand in the topic again, as a delayed end of a transaction leaves them",
             Self::Saga => "the payment rail fails, is silent and goes away, and processors are killed",
+            Self::Registry => "the schema registry is away or silent, and the processor is killed meanwhile",
+            Self::Snapshots => "the processor finds its snapshots cut off, changed, mixed up or gone",
+            Self::RuleSets => "rule sets are applied in mid-stream, and the processor is killed",
+            Self::Schemas => "payments come with newer schemas, and the processor is killed",
+            Self::FullDisk => "the disks of the snapshots and of the ledger are full (needs root)",
+            Self::Cluster => "three brokers are killed, stopped and cut off from the servers, on bad networks",
         }
     }
 
@@ -143,14 +168,29 @@ impl Scenario {
                 slow_subscriber: true,
                 ..usual
             },
-            Self::Network => Setup { proxied: true, ..usual },
+            Self::Network | Self::Registry => Setup { proxied: true, ..usual },
+            Self::Snapshots | Self::FullDisk => Setup {
+                snapshots: true,
+                ..usual
+            },
             Self::Saga => Setup {
                 processors: 2,
                 rail: true,
                 ..usual
             },
+            Self::Cluster => Setup {
+                processors: 2,
+                two_gateways: true,
+                clustered: true,
+                ..usual
+            },
             _ => usual,
         }
+    }
+
+    /// Whether it runs only when it is asked for by name, because it needs root.
+    pub const fn is_apart(self) -> bool {
+        matches!(self, Self::Cluster | Self::FullDisk)
     }
 
     /// Breaks it.
@@ -172,6 +212,12 @@ impl Scenario {
             Self::Network => network(world).await,
             Self::Repeated => repeated(world).await,
             Self::Saga => super::money::run(world).await,
+            Self::Registry => surroundings::registry(world).await,
+            Self::Snapshots => surroundings::snapshots(world).await,
+            Self::RuleSets => surroundings::rule_sets(world).await,
+            Self::Schemas => surroundings::schemas(world).await,
+            Self::FullDisk => surroundings::full_disk(world).await,
+            Self::Cluster => super::cluster_faults::run(world).await,
         }
     }
 }

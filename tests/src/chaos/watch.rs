@@ -146,9 +146,15 @@ fn watch_offsets(
     let mut stands_since: HashMap<i32, (i64, Instant)> = HashMap::new();
     while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(EVERY) {
         for partition in 0..partitions {
+            let end_of = |consumer: &BaseConsumer| {
+                let offsets = consumer.fetch_watermarks(topic, partition, ANSWER);
+                offsets.map(|(_first, end)| end)
+            };
             // The end first, so that what is committed meanwhile does not look held back.
-            let (_, end) = all.fetch_watermarks(topic, partition, ANSWER)?;
-            let (_, last_stable) = stable.fetch_watermarks(topic, partition, ANSWER)?;
+            let (Ok(end), Ok(last_stable)) = (end_of(all), end_of(stable)) else {
+                // A broker may be what is broken. What stands still goes on standing.
+                continue;
+            };
             let now = Instant::now();
             let since = stands_since.entry(partition).or_insert((last_stable, now));
             if last_stable != since.0 || last_stable >= end {

@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use sqlx::{Connection, PgConnection};
 
+use super::cluster::{self, Cluster};
 use super::faults::{Armed, Fault};
+use super::surroundings;
 use super::watch::Watch;
 use crate::checker::{Invariant, Violations};
 use crate::history::History;
@@ -17,7 +19,7 @@ use crate::money::{self, Audit};
 use crate::process::{self, Process};
 use crate::proxy::{self, Proxy};
 use crate::rail::client::Rail;
-use crate::stack::{self, Stack};
+use crate::stack::{self, Gateway, Stack, Tenant};
 use crate::traffic::{self, Outcomes, Plan, Traffic};
 use crate::wait;
 
@@ -27,6 +29,9 @@ const SESSION_TIMEOUT_MS: u64 = 2_000;
 const TRANSACTION_TIMEOUT_MS: u64 = 5_000;
 /// How much longer than a transaction's timeout decisions may be held back by it.
 const HELD_BACK_SLACK: Duration = Duration::from_secs(5);
+/// How much longer decisions may be held back where brokers are away: for the trial's longest fault, and until others have
+/// taken over from them.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(15);
 /// Events during which a process stands still, or something is locked: longer than a session's timeout.
 pub const HOLD_EVENTS: usize = 2_500;
 /// How long a call of the rail may take: less than a call that is never answered.
@@ -35,6 +40,8 @@ const RAIL_TIMEOUT_MS: u64 = 1_000;
 const BREAKER_OPEN_MS: u64 = 3_000;
 /// How long a review waits: shorter than a trial, so that some end by it.
 const REVIEW_DEADLINE_S: u64 = 15;
+/// Of tokens that both gateways of a cluster take.
+const TOKEN_SECRET: &str = "a secret of thirty-two bytes, or more";
 /// What the servers write into their logs with each fault.
 const INJECTED: &str = "fault injected";
 
@@ -45,16 +52,26 @@ pub struct Setup {
     pub processors: usize,
     /// Lanes of each.
     pub lanes: u32,
+    /// Partitions of every topic.
+    pub partitions: u32,
     /// What is published.
     pub mix: Mix,
+    /// Events during which a process stands still: as many as are published in longer than a session's timeout.
+    pub hold_events: usize,
     /// Whether a second subscriber is slow.
     pub slow_subscriber: bool,
-    /// Whether clients reach the gateway, and processors Postgres, by way of proxies.
+    /// Whether clients reach the gateway, and servers Postgres and the registry, by way of proxies.
     pub proxied: bool,
     /// The safeguards that are taken out.
     pub without: &'static str,
     /// Whether there is a payment rail.
     pub rail: bool,
+    /// Whether a second gateway, which nobody kills, delivers the decisions.
+    pub two_gateways: bool,
+    /// Whether the processor has a directory for snapshots, and makes one every second.
+    pub snapshots: bool,
+    /// Whether there are three brokers, and every server has a network of its own.
+    pub clustered: bool,
 }
 
 impl Default for Setup {
@@ -62,11 +79,29 @@ impl Default for Setup {
         Self {
             processors: 1,
             lanes: 2,
+            partitions: 4,
             mix: Mix::ODD,
+            hold_events: HOLD_EVENTS,
             slow_subscriber: false,
             proxied: false,
             without: "",
             rail: false,
+            two_gateways: false,
+            snapshots: false,
+            clustered: false,
+        }
+    }
+}
+
+impl Setup {
+    /// Traffic that is published by the first of these URLs and received by the second.
+    fn plan(&self, [publish, subscribe]: &[String; 2], seed: u64) -> Plan {
+        Plan {
+            mix: self.mix.clone(),
+            seed,
+            slow_subscriber: self.slow_subscriber,
+            subscribe_url: subscribe.clone(),
+            ..Plan::plain(publish)
         }
     }
 }
@@ -87,6 +122,8 @@ pub struct Network {
     pub clients: Proxy,
     /// Between the processors and Postgres.
     pub postgres: Proxy,
+    /// Between both servers and the schema registry.
+    pub registry: Proxy,
 }
 
 /// An installation under trial.
@@ -100,6 +137,12 @@ pub struct World {
     pub watch: Watch,
     /// Where the choices come from.
     pub rng: Rng,
+    /// The second gateway, where there are two.
+    pub beside: Option<Gateway>,
+    /// By which payments are published, and by which decisions are received.
+    urls: [String; 2],
+    /// The brokers and their network, where there are several.
+    pub cluster: Option<Cluster>,
     /// The network, where it is proxied.
     pub network: Option<Network>,
     /// Faults so far.
@@ -111,8 +154,22 @@ pub struct World {
     /// The payment rail, and who looks after the money.
     pub rail: Option<Rail>,
     audit: Option<Audit>,
+    setup: Setup,
     /// For how long a scenario goes on that has no end of its own.
     pub lasts: Duration,
+}
+
+/// What is left when the traffic has ended.
+#[derive(Debug)]
+pub struct Left {
+    /// The parts, which still run.
+    pub stack: Stack,
+    /// Their brokers, which end with this.
+    pub cluster: Option<Cluster>,
+    /// What the clients were told.
+    pub outcomes: Outcomes,
+    /// What stands in the topics and the ledger.
+    pub history: History,
 }
 
 impl World {
@@ -122,54 +179,47 @@ impl World {
     /// When a part does not become ready.
     pub async fn start(setup: Setup, seed: u64, lasts: Duration) -> Result<Self> {
         let mut rng = Rng::with_seed(seed);
-        let options = stack::Options {
-            processors: setup.processors,
-            lanes: setup.lanes,
-            faulty: true,
-            ..stack::Options::default()
-        };
-        let mut stack = Stack::prepare(options).await?;
-        stack.set_env("SLUICE_WITHOUT", setup.without);
-        for (name, value) in [
-            ("SLUICE_SESSION_TIMEOUT_MS", SESSION_TIMEOUT_MS),
-            ("SLUICE_TRANSACTION_TIMEOUT_MS", TRANSACTION_TIMEOUT_MS),
-        ] {
-            stack.set_processor_env(name, &value.to_string());
+        let mut cluster = None;
+        if setup.clustered {
+            cluster = Some(Cluster::start().await?);
         }
+        let mut stack = prepare(&setup, cluster.as_mut()).await?;
         let mut network = None;
         let mut url = stack.gateway_url();
         if setup.proxied {
             let clients = Proxy::start(stack.gateway_address()).await?;
             let (postgres, database) = proxy::postgres(&stack.database_url()?).await?;
             stack.set_processor_env("SLUICE_POSTGRES", &database);
+            let (registry, registry_url) = proxy::http(&stack.servers().registry).await?;
+            stack.set_env("SLUICE_REGISTRY", &registry_url);
             url = clients.url();
-            network = Some(Network { clients, postgres });
+            network = Some(Network {
+                clients,
+                postgres,
+                registry,
+            });
         }
-        let (mut rail, mut audit) = (None, None);
+        let mut rail = None;
         if setup.rail {
-            let new = Rail::start(stack.directory()).await?;
-            for (name, value) in [
-                ("SLUICE_RAIL", new.url()),
-                ("SLUICE_RAIL_TIMEOUT_MS", RAIL_TIMEOUT_MS.to_string()),
-                ("SLUICE_RAIL_BREAKER_OPEN_MS", BREAKER_OPEN_MS.to_string()),
-                ("SLUICE_REVIEW_DEADLINE_S", REVIEW_DEADLINE_S.to_string()),
-            ] {
-                stack.set_processor_env(name, &value);
-            }
-            rail = Some(new);
+            rail = Some(rail_for(&mut stack).await?);
         }
         stack.start_gateway()?;
         stack.start_processor(0)?;
         stack.ready().await?;
-        if let Some(rail) = &rail {
-            audit = Some(Audit::start(&stack, rail)?);
+        let mut beside = None;
+        if setup.two_gateways {
+            const NAME: &str = "gateway-beside";
+            let mut gateway = match &cluster {
+                Some(cluster) => stack.another_gateway_in(NAME, &cluster.gateway(1))?,
+                None => stack.another_gateway(NAME)?,
+            };
+            gateway.ready().await?;
+            beside = Some(gateway);
         }
-        let plan = Plan {
-            mix: setup.mix,
-            seed: rng.u64(..),
-            slow_subscriber: setup.slow_subscriber,
-            ..Plan::plain(&url)
-        };
+        let audit = rail.as_ref().map(|rail| Audit::start(&stack, rail)).transpose()?;
+        let other = beside.as_ref().map_or_else(|| url.clone(), Gateway::url);
+        let urls = [url, other];
+        let plan = setup.plan(&urls, rng.u64(..));
         let watch = Watch::start(&stack)?;
         let mut traffic = Traffic::start_as(&stack, plan).await?;
         traffic.recovers(partitions(&stack)).await?;
@@ -178,14 +228,41 @@ impl World {
             traffic,
             watch,
             rng,
+            beside,
+            urls,
+            cluster,
             network,
             faults: Vec::new(),
             recoveries: Vec::new(),
             forged: 0,
             rail,
             audit,
+            setup,
             lasts,
         })
+    }
+
+    /// Starts traffic of a tenant anew, after that before was stopped.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn publish_again(&mut self) -> Result<()> {
+        let tenant = Some(self.traffic.tenant().clone());
+        let plan = self.setup.plan(&self.urls, self.rng.u64(..));
+        self.traffic = Traffic::start_as(&self.stack, Plan { tenant, ..plan }).await?;
+        Ok(())
+    }
+
+    /// Starts more of the same traffic for another tenant, the other way round: published where the decisions of the first
+    /// are received.
+    ///
+    /// # Errors
+    /// When the gateway refuses.
+    pub async fn publish_crosswise(&mut self, tenant: Tenant) -> Result<Traffic> {
+        let [publish, subscribe] = self.urls.clone();
+        let plan = self.setup.plan(&[subscribe, publish], self.rng.u64(..));
+        let tenant = Some(tenant);
+        Traffic::start_as(&self.stack, Plan { tenant, ..plan }).await
     }
 
     /// Notes a fault.
@@ -282,7 +359,7 @@ impl World {
         match armed.fault {
             Fault::Kill | Fault::Panic => self.launch(part, &[])?,
             Fault::Stop => {
-                self.traffic.passes(HOLD_EVENTS).await?;
+                self.traffic.passes(self.setup.hold_events).await?;
                 self.go_on(part)?;
                 since = Instant::now();
             }
@@ -345,11 +422,16 @@ impl World {
     ///
     /// # Errors
     /// When that cannot be done.
-    pub async fn end(self, violations: &mut Violations) -> Result<(Stack, Outcomes, History)> {
+    pub async fn end(self, violations: &mut Violations) -> Result<Left> {
         let (outcomes, history) = self.traffic.end(&self.stack).await?;
         traffic::examine(&history, &outcomes, self.forged, violations);
-        let limit = Duration::from_millis(TRANSACTION_TIMEOUT_MS) + HELD_BACK_SLACK;
-        self.watch.end(limit, violations).await?;
+        // Who cannot reach a coordinator cannot end a transaction.
+        let outage = if self.cluster.is_some() {
+            LONGEST_OUTAGE
+        } else {
+            Duration::ZERO
+        };
+        self.watch.end(Self::longest_held_back() + outage, violations).await?;
         if let (Some(rail), Some(audit)) = (&self.rail, self.audit) {
             let mut connection = crate::ledger::connect(&self.stack).await?;
             if let Err(error) = money::ended(&mut connection).await {
@@ -365,7 +447,12 @@ impl World {
                 seen.samples, seen.with_rail, seen.last
             );
         }
-        Ok((self.stack, outcomes, history))
+        Ok(Left {
+            stack: self.stack,
+            cluster: self.cluster,
+            outcomes,
+            history,
+        })
     }
 
     /// For how long an open transaction may hold decisions back.
@@ -378,6 +465,64 @@ impl World {
         let text = std::fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
         Ok(String::from_utf8_lossy(&text).matches(INJECTED).count())
     }
+}
+
+/// A payment rail, of which the processors are told.
+async fn rail_for(stack: &mut Stack) -> Result<Rail> {
+    let rail = Rail::start(stack.directory()).await?;
+    for (name, value) in [
+        ("SLUICE_RAIL", rail.url()),
+        ("SLUICE_RAIL_TIMEOUT_MS", RAIL_TIMEOUT_MS.to_string()),
+        ("SLUICE_RAIL_BREAKER_OPEN_MS", BREAKER_OPEN_MS.to_string()),
+        ("SLUICE_REVIEW_DEADLINE_S", REVIEW_DEADLINE_S.to_string()),
+    ] {
+        stack.set_processor_env(name, &value);
+    }
+    Ok(rail)
+}
+
+/// The topics, the database and the settings of an installation.
+async fn prepare(setup: &Setup, cluster: Option<&mut Cluster>) -> Result<Stack> {
+    let mut options = stack::Options {
+        processors: setup.processors,
+        lanes: setup.lanes,
+        partitions: setup.partitions,
+        faulty: true,
+        ..stack::Options::default()
+    };
+    let mut stack = if let Some(cluster) = cluster {
+        options.replication = cluster::BROKERS as u16;
+        options.gateway_place = Some(cluster.gateway(0));
+        options.processor_places = (0..)
+            .take(setup.processors)
+            .map(|number| cluster.processor(number))
+            .collect();
+        let mut stack = Stack::prepare_on(cluster.servers().clone(), options).await?;
+        stack.set_env("SLUICE_REGISTRY", cluster.registry_url());
+        // What a gateway asks for that does not listen on loopback.
+        let secrets = stack.directory().join("token-secrets");
+        std::fs::write(&secrets, TOKEN_SECRET)?;
+        stack.set_gateway_env("SLUICE_TOKEN_SECRETS", &secrets.display().to_string());
+        stack.set_gateway_env("SLUICE_ALLOW_PLAINTEXT", "true");
+        let database = cluster.postgres_url(&stack.database_url()?).await?;
+        stack.set_processor_env("SLUICE_POSTGRES", &database);
+        stack
+    } else {
+        Stack::prepare(options).await?
+    };
+    stack.set_env("SLUICE_WITHOUT", setup.without);
+    for (name, value) in [
+        ("SLUICE_SESSION_TIMEOUT_MS", SESSION_TIMEOUT_MS),
+        ("SLUICE_TRANSACTION_TIMEOUT_MS", TRANSACTION_TIMEOUT_MS),
+    ] {
+        stack.set_processor_env(name, &value.to_string());
+    }
+    if setup.snapshots {
+        let directory = surroundings::snapshot_directory(stack.directory());
+        stack.set_processor_env("SLUICE_SNAPSHOT_DIR", &directory.display().to_string());
+        stack.set_processor_env("SLUICE_SNAPSHOT_INTERVAL_S", "1");
+    }
+    Ok(stack)
 }
 
 fn partitions(stack: &Stack) -> usize {

@@ -12,6 +12,7 @@ use sluice_tests::checker::{self, Expected, decode};
 use sluice_tests::events;
 use sluice_tests::oracle;
 use sluice_tests::run::on_own;
+use sluice_tests::schemas::Schemas;
 use sluice_tests::session::Session;
 use sluice_tests::stack::{Options, Stack};
 use sluice_tests::topics::{Record, consumed, read};
@@ -84,7 +85,9 @@ fn read_features(records: &[Record]) -> Result<HashMap<(i32, i64), AccountFeatur
 
 async fn check(stack: &Stack) -> Result<usize> {
     consumed(stack).await?;
-    let expected = oracle::replay_features(&read(stack, topics::PAYMENTS).await?);
+    let payments = read(stack, topics::PAYMENTS).await?;
+    let schemas = Schemas::of(stack, payments.iter()).await?;
+    let expected = oracle::replay_features(&payments, &schemas);
     let found = read_features(&read(stack, topics::FEATURES).await?)?;
     for (at, features) in &expected {
         assert_eq!(found.get(at), Some(features), "{at:?}");
