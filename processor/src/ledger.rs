@@ -384,6 +384,11 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
         .application_name("sluice-processor")
         .options([
             ("idle_in_transaction_session_timeout", SILENT_TRANSACTION_MS.to_string()),
+            // That does not count while Postgres waits for the data of a COPY, so that a host that is gone has to be noticed by
+            // its silence, or its locks would outlive it by hours: after 5 s, and three probes 2 s apart.
+            ("tcp_keepalives_idle", "5".to_owned()),
+            ("tcp_keepalives_interval", "2".to_owned()),
+            ("tcp_keepalives_count", "3".to_owned()),
             // The migrations' notices are of no interest.
             ("client_min_messages", "warning".to_owned()),
         ]))
