@@ -104,8 +104,7 @@ fn apply(admin: &Admin, topics: &Topics, partitions: u16, replication: u16) -> a
 
 /// Refuses while processors run or have something left to decide: an account's payments would be in two partitions then.
 fn grow(admin: &Admin, topics: &Topics, group: &str, partitions: u16) -> anyhow::Result<String> {
-    let members = admin.groups()?.into_iter().find(|found| found.name == group);
-    let members = members.map_or(0, |group| group.members);
+    let members = admin.members(group)?;
     ensure!(
         members == 0,
         "group {group} has {members} members: stop the gateways, wait until nothing is left to decide, and stop the processors"

@@ -145,14 +145,11 @@ impl Admin {
                 settings.iter().fold(new, |new, (key, value)| new.set(key, value))
             })
             .collect();
-        let options = AdminOptions::new()
-            .request_timeout(Some(TIMEOUT))
-            .operation_timeout(Some(TIMEOUT));
         let mut created = Vec::new();
         if !new.is_empty() {
             for result in self
                 .client
-                .create_topics(&new, &options)
+                .create_topics(&new, &patience())
                 .await
                 .map_err(failed("creating topics"))?
             {
@@ -204,10 +201,7 @@ impl Admin {
             return Ok(Vec::new());
         }
         let more: Vec<_> = small.iter().map(|topic| NewPartitions::new(topic, wanted)).collect();
-        let options = AdminOptions::new()
-            .request_timeout(Some(TIMEOUT))
-            .operation_timeout(Some(TIMEOUT));
-        let results = self.client.create_partitions(&more, &options).await;
+        let results = self.client.create_partitions(&more, &patience()).await;
         for result in results.map_err(failed("adding partitions"))? {
             result.map_err(|(topic, code)| error::Admin::Topic { topic, code })?;
         }
@@ -353,6 +347,15 @@ impl Admin {
         Ok(groups)
     }
 
+    /// How many members a consumer group has; none where there is no such group. Blocks.
+    ///
+    /// # Errors
+    /// [`error::Admin::NoBroker`], [`error::Admin::Operation`].
+    pub fn members(&self, group: &str) -> Result<usize, error::Admin> {
+        let found = self.groups()?.into_iter().find(|found| found.name == group);
+        Ok(found.map_or(0, |group| group.members))
+    }
+
     /// How far `group` is behind in every partition of `topic`, by partition. Blocks.
     ///
     /// Offsets in an open transaction are not waited for: lag is a picture of now.
@@ -417,6 +420,12 @@ pub fn committed(
         }
     }
     Ok(offsets)
+}
+
+fn patience() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(TIMEOUT))
+        .operation_timeout(Some(TIMEOUT))
 }
 
 fn failed(operation: &'static str) -> impl Fn(KafkaError) -> error::Admin {

@@ -45,7 +45,8 @@ impl Replayed {
 }
 
 /// States that lanes of this process had to give up, by partition, and those that were read beforehand. A rebalance often
-/// moves a partition to another lane, or to none: what was rebuilt once need not be rebuilt again. It never holds more than one state for each partition.
+/// moves a partition to another lane, or to none: what was rebuilt once need not be rebuilt again. It never holds more than
+/// one state for each partition.
 #[derive(Default)]
 pub(crate) struct Kept(Mutex<BTreeMap<i32, Replayed>>);
 

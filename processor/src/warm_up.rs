@@ -53,8 +53,7 @@ pub(crate) fn run<B: Open>(
     goes_on: &(impl Fn() -> bool + Sync),
 ) -> Result<(), Error> {
     let admin = Admin::new(&servers.kafka, settings.kafka_metrics.clone())?;
-    let serves = |group: &sluice_kafka::admin::Group| group.name == servers.group && group.members > 0;
-    let is_served = || admin.groups().is_ok_and(|groups| groups.iter().any(serves));
+    let is_served = || admin.members(&servers.group).is_ok_and(|members| members > 0);
     let goes_on = || goes_on() && is_served();
     for _round in 0..ROUNDS {
         if !goes_on() {

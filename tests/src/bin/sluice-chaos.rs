@@ -1,12 +1,12 @@
 //! sluice-chaos: what `./dev chaos` runs once the parts are there. Exits with 1 when a promise was not kept or a broken
 //! build was not caught.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use sluice_tests::chaos::options::Options;
+use sluice_tests::chaos::report::print_and_write;
 use sluice_tests::chaos::run::run;
 
 fn main() -> ExitCode {
@@ -27,17 +27,11 @@ fn main() -> ExitCode {
 
 fn chaos(options: &Options) -> Result<bool> {
     let report = run(options)?;
-    let text = report.markdown();
-    println!("\n{text}");
-    if let Some(path) = &options.json {
-        write(path, &serde_json::to_string_pretty(&report.json())?)?;
-    }
-    if let Some(path) = &options.report {
-        write(path, &text)?;
-    }
+    print_and_write(
+        &report.markdown(),
+        &report.json(),
+        options.json.as_deref(),
+        options.report.as_deref(),
+    )?;
     Ok(report.passed())
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -4,8 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::options::What;
@@ -98,13 +100,7 @@ impl Report {
 
     /// The median and the longest time until everything worked again, in milliseconds.
     fn recovery_ms<'t>(trials: impl Iterator<Item = &'t Trial>) -> (u64, u64) {
-        let mut all: Vec<u64> = trials
-            .flat_map(|trial| &trial.recoveries)
-            .map(|recovery| u64::try_from(recovery.as_millis()).unwrap_or(u64::MAX))
-            .collect();
-        all.sort_unstable();
-        let median = all.get(all.len() / 2).copied().unwrap_or(0);
-        (median, all.last().copied().unwrap_or(0))
+        median_and_max_ms(trials.flat_map(|trial| &trial.recoveries))
     }
 
     fn by_name(&self) -> BTreeMap<String, Vec<&Trial>> {
@@ -232,4 +228,32 @@ fn figures(trials: &[&Trial]) -> Value {
 fn kills(trial: &Trial) -> usize {
     let is_kill = |fault: &&String| fault.contains("kill") || fault.contains("crash");
     trial.faults.iter().filter(is_kill).count()
+}
+
+/// Prints a report, and writes it and its figures where that was asked for.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn print_and_write(text: &str, figures: &Value, json: Option<&Path>, markdown: Option<&Path>) -> Result<()> {
+    let write = |path: &Path, text: &str| {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    println!("\n{text}");
+    if let Some(path) = json {
+        write(path, &serde_json::to_string_pretty(figures)?)?;
+    }
+    if let Some(path) = markdown {
+        write(path, text)?;
+    }
+    Ok(())
+}
+
+/// The median and the longest of some times, in milliseconds; 0 where there are none.
+pub(super) fn median_and_max_ms<'t>(times: impl Iterator<Item = &'t Duration>) -> (u64, u64) {
+    let mut all: Vec<u64> = times
+        .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+        .collect();
+    all.sort_unstable();
+    let median = all.get(all.len() / 2).copied().unwrap_or(0);
+    (median, all.last().copied().unwrap_or(0))
 }

@@ -88,12 +88,8 @@ fn text(text: Option<&String>) -> Option<Value<'_>> {
     text.map(|text| Value::Text(text))
 }
 
-fn count(payments: usize) -> Option<Value<'static>> {
-    i64::try_from(payments).ok().map(Value::Int)
-}
-
-fn whole(payments: u64) -> Option<Value<'static>> {
-    i64::try_from(payments).ok().map(Value::Int)
+fn count(payments: impl TryInto<i64>) -> Option<Value<'static>> {
+    payments.try_into().ok().map(Value::Int)
 }
 
 fn seconds(micros: i64) -> Value<'static> {
@@ -130,19 +126,19 @@ pub(super) static FIELDS: [Field; 30] = [
         Some(Value::Double(facts.features.amount_1h))
     }),
     feature("payments_this_hour", Type::Int, |facts| {
-        whole(facts.features.payments_this_hour)
+        count(facts.features.payments_this_hour)
     }),
     feature("amount_this_hour", Type::Double, |facts| {
         Some(Value::Double(facts.features.amount_this_hour))
     }),
     feature("payments_today", Type::Int, |facts| {
-        whole(facts.features.payments_today)
+        count(facts.features.payments_today)
     }),
     feature("amount_today", Type::Double, |facts| {
         Some(Value::Double(facts.features.amount_today))
     }),
     feature("session_payments", Type::Int, |facts| {
-        whole(facts.features.session_payments)
+        count(facts.features.session_payments)
     }),
     feature("session_amount", Type::Double, |facts| {
         Some(Value::Double(facts.features.session_amount))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::sample::{Sample, Taken};
+use crate::chaos::report::median_and_max_ms;
 use crate::checker::{Violation, tell};
 use crate::traffic::Outcomes;
 
@@ -111,14 +112,6 @@ impl Report {
         )
     }
 
-    /// The median and the longest time until everything worked again, in milliseconds.
-    fn recovery_ms(&self) -> (u128, u128) {
-        let mut all: Vec<u128> = self.recoveries.iter().map(Duration::as_millis).collect();
-        all.sort_unstable();
-        let median = all.get(all.len() / 2).copied().unwrap_or(0);
-        (median, all.last().copied().unwrap_or(0))
-    }
-
     /// The medians of the first and the last quarter after the warm-up; none where that is too short.
     fn trends(&self) -> Vec<Trend> {
         let warm: Vec<&Sample> = self.samples.iter().filter(|sample| sample.at >= WARM_UP).collect();
@@ -144,7 +137,7 @@ impl Report {
 
     /// The figures. Durations are in milliseconds unless they say otherwise.
     pub fn json(&self) -> Value {
-        let (p50, max) = self.recovery_ms();
+        let (p50, max) = median_and_max_ms(self.recoveries.iter());
         let trends = self.trends();
         let flat = (!trends.is_empty()).then(|| trends.iter().all(|trend| trend.flat));
         let trends = trends.iter().map(|trend| {
@@ -182,7 +175,7 @@ impl Report {
 
     /// The same for people.
     pub fn markdown(&self) -> String {
-        let (p50, max) = self.recovery_ms();
+        let (p50, max) = median_and_max_ms(self.recoveries.iter());
         let mut text = format!(
             "# Soak\n\nSeed {}: {} rounds in {} s, {} s of them with traffic, {} payments a second of {} asked for; {} \
              faults; {} events checked, {} acknowledged, {} decisions delivered, {} rows compensated; {} violations; \
