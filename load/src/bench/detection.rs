@@ -260,6 +260,7 @@ fn payment(row: &Row) -> anyhow::Result<PaymentRecord> {
         place: None,
         latitude: None,
         longitude: None,
+        traceparent: None,
     })
 }
 

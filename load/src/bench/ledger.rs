@@ -10,7 +10,7 @@ use sluice_proto::event::PaymentRecord;
 use tokio::runtime::Runtime;
 
 use super::Common;
-use super::parts::{Database, Installation, Part};
+use super::parts::{Database, Installation, Part, on_its_own};
 use super::plain::Plain;
 use super::process::{Drained, GROUP, Progress, drain};
 use super::records::{self, Record};
@@ -56,16 +56,11 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
         "{} parts of {} payments, then the first part again; {} runs, each from nothing",
         args.parts, args.events, args.common.runs
     );
-    let id = fastrand::u32(..);
     let mut report = Report::default();
     for run in 1..=args.common.runs {
-        let installation = Installation::create(&args.common.parts, format!("bench-ledger-{id:08x}-{run}."))?;
-        let name = format!("bench_ledger_{id:08x}_{run}");
-        let database = runtime.block_on(Database::create(&args.common.parts, name))?;
-        let measured = once(args, &installation, &database, runtime, &mut report);
-        let removed = runtime.block_on(database.remove());
-        measured.with_context(|| format!("run {run}"))?;
-        removed?;
+        on_its_own(&args.common.parts, runtime, "ledger", run, |installation, database| {
+            once(args, installation, database, runtime, &mut report)
+        })?;
     }
     Ok(report)
 }

@@ -18,6 +18,7 @@ use sluice_proto::avro::Record;
 use sluice_proto::topics;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
+use tokio::runtime::Runtime;
 
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -234,6 +235,23 @@ impl Database {
             .await?;
         Ok(())
     }
+}
+
+/// Runs one run of a benchmark on topics and a database of its own. The database is removed, however the run ends.
+pub(super) fn on_its_own(
+    options: &Options,
+    runtime: &Runtime,
+    benchmark: &str,
+    run: u16,
+    measure: impl FnOnce(&Installation, &Database) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let id = fastrand::u32(..);
+    let installation = Installation::create(options, format!("bench-{benchmark}-{id:08x}."))?;
+    let database = runtime.block_on(Database::create(options, format!("bench_{benchmark}_{id:08x}")))?;
+    let measured = measure(&installation, &database);
+    let removed = runtime.block_on(database.remove());
+    measured.with_context(|| format!("run {run}"))?;
+    removed
 }
 
 /// Processor time of this process so far, in seconds.

@@ -19,7 +19,7 @@ use sluice_proto::topics;
 use tokio::runtime::Runtime;
 
 use super::Common;
-use super::parts::{Database, Installation, Part, pause, until};
+use super::parts::{Database, Installation, Part, on_its_own, pause, until};
 use super::plain::Plain;
 use super::records::{self, Record};
 use super::report::{Report, histogram};
@@ -65,22 +65,20 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
          from nothing",
         args.events, args.lanes, args.rate, args.seconds, args.common.runs
     );
-    let id = fastrand::u32(..);
     let mut report = Report::default();
     for run in 0..=args.common.runs {
         if run == 1 {
             report = Report::default();
         }
-        let installation = Installation::create(&args.common.parts, format!("bench-process-{id:08x}-{run}."))?;
-        let name = format!("bench_process_{id:08x}_{run}");
-        let database = runtime.block_on(Database::create(&args.common.parts, name))?;
-        let measured = measure(args, run, &installation, &database, runtime, &mut report);
-        let removed = runtime.block_on(database.remove());
-        measured.with_context(|| format!("run {run}"))?;
-        removed?;
+        on_its_own(&args.common.parts, runtime, "process", run, |installation, database| {
+            measure(args, run, installation, database, runtime, &mut report)
+        })?;
     }
     let Common { parts, runs, .. } = &args.common;
-    super::restore::run(parts, args.restore_events, *runs, args.lanes, runtime, &mut report).context("restore")?;
+    on_its_own(parts, runtime, "restore", 1, |installation, database| {
+        let (events, lanes) = (args.restore_events, args.lanes);
+        super::restore::run(installation, database, events, *runs, lanes, &mut report)
+    })?;
     Ok(report)
 }
 

@@ -9,31 +9,27 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 use sluice_kafka::config::{Isolation, LINGER_MS};
 use sluice_proto::event::PaymentRecord;
-use tokio::runtime::Runtime;
 
-use super::parts::{Database, Installation, Options};
+use super::parts::{Database, Installation};
 use super::plain::Plain;
 use super::process::{GROUP, KAFKA_TIMEOUT, partitions};
 use super::records;
 use super::report::Report;
 
-/// Fills a topic once, and has a fresh processor remember it so often.
+/// Fills the topic once, and has a fresh processor remember it so often.
 pub(super) fn run(
-    parts: &Options,
+    installation: &Installation,
+    database: &Database,
     events: u32,
     runs: u16,
     lanes: u16,
-    runtime: &Runtime,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let id = fastrand::u32(..);
-    let installation = Installation::create(parts, format!("bench-restore-{id:08x}."))?;
     let records = records::prepare(events, installation.schema_id::<PaymentRecord>()?)?;
-    Plain::new(&installation, LINGER_MS)?.send_all(&records)?;
+    Plain::new(installation, LINGER_MS)?.send_all(&records)?;
     drop(records);
-    commit_all(&installation)?;
-    let database = runtime.block_on(Database::create(parts, format!("bench_restore_{id:08x}")))?;
-    let directory = std::env::temp_dir().join(format!("sluice-bench-snapshots-{id:08x}"));
+    commit_all(installation)?;
+    let directory = std::env::temp_dir().join(format!("sluice-bench-snapshots-{:08x}", fastrand::u32(..)));
     let environment = |snapshots: bool| {
         let mut all = vec![
             ("SLUICE_POSTGRES", database.url()),
@@ -61,8 +57,7 @@ pub(super) fn run(
     for _run in 0..runs {
         report.add("restore_from_snapshot_s", "s", start_s(true)?);
     }
-    std::fs::remove_dir_all(&directory)?;
-    runtime.block_on(database.remove())
+    Ok(std::fs::remove_dir_all(&directory)?)
 }
 
 /// Makes every payment of the topic count as decided.

@@ -99,5 +99,6 @@ fn payment(day: u32, number: u32, accounts: u32) -> PaymentRecord {
         place: Some(place.to_owned()),
         latitude: Some(latitude),
         longitude: Some(longitude),
+        traceparent: None,
     }
 }

@@ -1,12 +1,12 @@
 //! `bench sustained`: everything at once on this machine. The loader publishes through the gateway at a rate, the processor
 //! decides, and one subscription sees every decision; what comes out is what all of it together can keep up with.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use tokio::runtime::Runtime;
 
 use super::Common;
 use super::child;
-use super::parts::{Database, Installation, free_address};
+use super::parts::{Database, Installation, free_address, on_its_own};
 use super::report::Report;
 
 /// How long the loader waits for the last decisions.
@@ -36,16 +36,11 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
         "{} payments a second for {} s, {} a message; {} runs, each from nothing",
         args.rate, args.seconds, args.batch, args.common.runs
     );
-    let id = fastrand::u32(..);
     let mut report = Report::default();
     for run in 1..=args.common.runs {
-        let installation = Installation::create(&args.common.parts, format!("bench-sustained-{id:08x}-{run}."))?;
-        let name = format!("bench_sustained_{id:08x}_{run}");
-        let database = runtime.block_on(Database::create(&args.common.parts, name))?;
-        let measured = once(args, &installation, &database, &mut report);
-        let removed = runtime.block_on(database.remove());
-        measured.with_context(|| format!("run {run}"))?;
-        removed?;
+        on_its_own(&args.common.parts, runtime, "sustained", run, |installation, database| {
+            once(args, installation, database, &mut report)
+        })?;
     }
     Ok(report)
 }

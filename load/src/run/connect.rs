@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,13 +18,17 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signa
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap};
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Response, Status, Streaming};
 use tower::service_fn;
 
 use super::options::ServerArgs;
 use crate::DEVELOPMENT_KEY;
 
+/// Messages between a worker and the transport. Few, because what waits here counts as sent.
+const OUTGOING_REQUESTS: usize = 4;
 const HTTP2: &[u8] = b"h2";
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -139,6 +144,41 @@ impl Server {
         *request.metadata_mut() = self.metadata.clone();
         request
     }
+
+    /// Opens a stream in both directions: sends the message that opens it, and waits so long for the first answer.
+    ///
+    /// # Errors
+    /// What the server said, or UNAVAILABLE where it said nothing in time.
+    pub(super) async fn open<Q, A>(
+        &self,
+        first: Q,
+        patience: Duration,
+        call: impl AsyncFnOnce(tonic::Request<ReceiverStream<Q>>) -> Result<Response<Streaming<A>>, Status>,
+    ) -> Result<Opened<Q, A>, Status> {
+        let (outgoing, requests) = mpsc::channel(OUTGOING_REQUESTS);
+        // There is room: the channel was made just now.
+        drop(outgoing.try_send(first));
+        let answer = async {
+            let mut incoming = call(self.request(ReceiverStream::new(requests))).await?.into_inner();
+            let first = incoming.message().await?;
+            Ok((first, incoming))
+        };
+        let (first, incoming) = timeout(patience, answer)
+            .await
+            .unwrap_or_else(|_elapsed| Err(Status::unavailable("the server did not answer Open")))?;
+        Ok(Opened {
+            outgoing,
+            incoming,
+            first,
+        })
+    }
+}
+
+/// A stream in both directions, and the server's first answer.
+pub(super) struct Opened<Q, A> {
+    pub(super) outgoing: mpsc::Sender<Q>,
+    pub(super) incoming: Streaming<A>,
+    pub(super) first: Option<A>,
 }
 
 /// What a connection is made of.

@@ -11,12 +11,11 @@ use sluice_proto::pb::publish_response::Message as Response;
 use sluice_proto::pb::{Ack, AckStatus, PublishOpen, PublishReady, PublishRequest, PublishResponse};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::clock::{Alarm, NS_PER_MS};
-use super::connect::Server;
+use super::connect::{Opened, Server};
 use super::feed::Arrival;
 use super::ledger::add;
 use super::options::Stop;
@@ -26,8 +25,6 @@ use super::shared::{Backoff, Phase, SharedRef, code, cut, ended, error_name};
 use super::window::Window;
 use crate::source::Kind;
 
-/// Messages between a worker and the transport. Few, because what waits here counts as sent.
-const OUTGOING_REQUESTS: usize = 4;
 /// How often a worker that is held back or has nothing to do looks around.
 const LOOK_EVERY_NS: u64 = 100 * NS_PER_MS;
 /// How long the gateway may take to answer Open, and to end a stream whose client is done.
@@ -49,19 +46,16 @@ impl Session {
     /// What the server said.
     pub(crate) async fn open(server: &Server, channel: Channel, open: PublishOpen) -> Result<Self, Refusal> {
         let mut client = IngestServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
-        let (outgoing, requests) = mpsc::channel(OUTGOING_REQUESTS);
         let message = Some(Request::Open(open));
-        // There is room: the channel was made just now.
-        drop(outgoing.try_send(PublishRequest { message }));
-        let request = server.request(ReceiverStream::new(requests));
-        let answer = async {
-            let mut incoming = client.publish(request).await?.into_inner();
-            let first = incoming.message().await?;
-            Ok::<_, Status>((first, incoming))
-        };
-        let (first, incoming) = timeout(READY_TIMEOUT, answer)
-            .await
-            .unwrap_or_else(|_elapsed| Err(Status::unavailable("the server did not answer Open")))?;
+        let Opened {
+            outgoing,
+            incoming,
+            first,
+        } = server
+            .open(PublishRequest { message }, READY_TIMEOUT, async |requests| {
+                client.publish(requests).await
+            })
+            .await?;
         match first.and_then(|response| response.message) {
             Some(Response::Ready(ready)) => Ok(Self {
                 outgoing,

@@ -15,19 +15,16 @@ use sluice_proto::pb::{
     DecisionBatch, FraudDecision, Latest, SubscribeCredit, SubscribeOpen, SubscribeRequest, SubscribeResponse,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::clock::Alarm;
-use super::connect::Server;
+use super::connect::{Opened, Server};
 use super::follow::Verdict;
 use super::ledger::add;
 use super::record::Metric;
 use super::shared::{Backoff, Phase, SharedRef, cut, ended};
 
-const OUTGOING_REQUESTS: usize = 4;
 /// The first answer waits for the gateway to find where to begin.
 const READY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
 const MAX_RESPONSE_BYTES: usize = 64 * 1024 * 1024;
@@ -54,7 +51,6 @@ impl Subscription {
         token: Option<Bytes>,
     ) -> Result<Self, Refusal> {
         let mut client = DecisionServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
-        let (outgoing, requests) = mpsc::channel(OUTGOING_REQUESTS);
         let start = token.map_or(Start::Latest(Latest {}), Start::Token);
         let open = SubscribeOpen {
             start: Some(start),
@@ -62,17 +58,15 @@ impl Subscription {
             ..SubscribeOpen::default()
         };
         let message = Some(Request::Open(open));
-        // There is room: the channel was made just now.
-        drop(outgoing.try_send(SubscribeRequest { message }));
-        let request = server.request(ReceiverStream::new(requests));
-        let answer = async {
-            let mut incoming = client.subscribe(request).await?.into_inner();
-            let first = incoming.message().await?;
-            Ok::<_, Status>((first, incoming))
-        };
-        let (first, incoming) = timeout(READY_TIMEOUT, answer)
-            .await
-            .unwrap_or_else(|_elapsed| Err(Status::unavailable("the server did not answer Open")))?;
+        let Opened {
+            outgoing,
+            incoming,
+            first,
+        } = server
+            .open(SubscribeRequest { message }, READY_TIMEOUT, async |requests| {
+                client.subscribe(requests).await
+            })
+            .await?;
         match first.and_then(|response| response.message) {
             Some(Response::Ready(ready)) => Ok(Self {
                 outgoing,
