@@ -11,7 +11,6 @@ pub mod collector;
 pub mod command;
 pub mod credentials;
 pub mod decisions;
-pub mod delays;
 pub mod events;
 pub mod features;
 pub mod history;

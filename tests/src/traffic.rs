@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
+use hdrhistogram::Histogram;
 use sluice_client::{Outcome, Publisher, Start, Subscriber, Target, Ticket};
 use sluice_proto::pb;
 use tokio::sync::{oneshot, watch};
@@ -13,7 +14,6 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::checker::{self, Expected, Violations};
-use crate::delays::Delays;
 use crate::history::History;
 use crate::mix::{self, Generator, Mix};
 use crate::stack::{Stack, Tenant};
@@ -62,12 +62,18 @@ impl Plan {
 }
 
 /// How far the decisions have come.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Progress {
     decided: usize,
     /// By partition: when the newest payment that is decided was published, in milliseconds since the Unix epoch.
     newest_ms: BTreeMap<i32, u64>,
-    delays: Delays,
+    delays: Histogram<u64>,
+}
+
+/// No delays yet: those of decisions, in milliseconds from making an event to receiving its decision, to two digits.
+pub fn no_delays() -> Histogram<u64> {
+    #[expect(clippy::expect_used, reason = "two digits are within a histogram's bounds")]
+    Histogram::new(2).expect("two digits")
 }
 
 /// Payments that flow until told to stop.
@@ -146,7 +152,11 @@ impl Traffic {
     pub async fn start_as(stack: &Stack, plan: Plan) -> Result<Self> {
         let tenant = plan.tenant.unwrap_or_else(|| stack.tenant());
         let target = Target::new(&plan.subscribe_url, &tenant.key)?;
-        let (count, progress) = watch::channel(Progress::default());
+        let (count, progress) = watch::channel(Progress {
+            decided: 0,
+            newest_ms: BTreeMap::new(),
+            delays: no_delays(),
+        });
         let whole = Subscriber::builder(target.clone()).open().await?;
         let mut readers = vec![reader(whole, Vec::new(), Some(count), false)];
         if plan.mix.hot > 0 {
@@ -295,7 +305,7 @@ pub struct Observer(watch::Receiver<Progress>);
 
 impl Observer {
     /// Those so far.
-    pub fn delays(&self) -> Delays {
+    pub fn delays(&self) -> Histogram<u64> {
         self.0.borrow().delays.clone()
     }
 }
@@ -509,7 +519,7 @@ fn note(progress: Option<&watch::Sender<Progress>>, decision: &pb::FraudDecision
     let partition = decision.source.unwrap_or_default().partition;
     progress.send_modify(|progress| {
         progress.decided += 1;
-        progress.delays.add(unix_ms().saturating_sub(published_ms));
+        progress.delays.saturating_record(unix_ms().saturating_sub(published_ms));
         let newest = progress.newest_ms.entry(partition).or_default();
         *newest = published_ms.max(*newest);
     });

@@ -8,8 +8,7 @@ use anyhow::{Context, Result};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::delays::Delays;
-use crate::traffic::Observer;
+use crate::traffic::{Observer, no_delays};
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(10);
@@ -76,7 +75,7 @@ async fn look(
     let began = Instant::now();
     let mut ticks = tokio::time::interval(EVERY);
     let mut samples = Vec::new();
-    let mut before = Delays::default();
+    let mut before = no_delays();
     loop {
         tokio::select! {
             _told = &mut stopped => return Ok(samples),
@@ -84,18 +83,23 @@ async fn look(
         }
         let observers = flows.borrow().clone();
         if observers.is_empty() {
-            before = Delays::default();
+            before = no_delays();
             continue;
         }
-        let delays = observers
-            .iter()
-            .fold(Delays::default(), |all, observer| all.and(&observer.delays()));
-        let new = delays.since(&before);
+        let mut delays = no_delays();
+        for observer in &observers {
+            delays.add(observer.delays())?;
+        }
+        let mut new = delays.clone();
+        if new.subtract(&before).is_err() {
+            // The look before was at other traffic.
+            new.clone_from(&delays);
+        }
         before = delays;
         samples.push(Sample {
             at: began.elapsed(),
             taken: pids.iter().map(|pid| taken(*pid)).collect::<Result<_>>()?,
-            delay_ms: new.quantile_ms(0.5).zip(new.quantile_ms(0.99)),
+            delay_ms: (!new.is_empty()).then(|| [0.5, 0.99].map(|part| new.value_at_quantile(part) as f64).into()),
         });
     }
 }
