@@ -239,13 +239,18 @@ fn a_gateway_killed_in_mid_run_shows_as_a_gap_and_costs_nothing() {
         let program = servers::binary("sluice-load")?;
         let mut loader = Process::start("loader", &program, &arguments, &[], stack.directory())?;
         let log = loader.log().to_owned();
-        wait::until("the run is under way", async || {
-            loader.must_run()?;
-            let lines = std::fs::read_to_string(&log)?.lines().count();
-            Ok((lines >= SECONDS_BEFORE_KILL).then_some(()))
-        })
-        .await?;
+        // It writes a line each second.
+        let mut runs_for = async |what: &str, seconds: usize| {
+            wait::until(what, async || {
+                loader.must_run()?;
+                let lines = std::fs::read_to_string(&log)?.lines().count();
+                Ok((lines >= seconds).then_some(()))
+            })
+            .await
+        };
+        runs_for("the run is under way", SECONDS_BEFORE_KILL).await?;
         stack.gateway()?.kill_9()?;
+        runs_for("a whole second has passed without a gateway", SECONDS_BEFORE_KILL + 2).await?;
         stack.start_gateway()?;
         let status = loader.ended().await?;
         ensure!(status.success(), "{status}\n{}", loader.log_tail());
