@@ -29,7 +29,7 @@ pub(crate) enum Written {
 #[derive(Debug)]
 pub(crate) struct Output<'m, R> {
     pub(crate) message: &'m R,
-    pub(crate) traceparent: Option<&'m str>,
+    pub(crate) traceparent: Option<String>,
     pub(crate) span: Option<Span>,
     pub(crate) written: Written,
     /// What goes to the topic of features with a decision, where that is switched on.

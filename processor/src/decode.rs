@@ -124,13 +124,6 @@ impl Decoder {
     }
 }
 
-/// The trace that a record belongs to. Reading a record's headers costs as much as reading its value, so that a replay leaves
-/// it out.
-pub(crate) fn traceparent(message: &impl Message) -> Option<&str> {
-    let [traceparent] = sluice_kafka::headers::read(message.headers(), [headers::TRACEPARENT]).ok()?;
-    sluice_kafka::headers::text(traceparent)
-}
-
 /// Whoever may write to Kafka may write anything here. One bad document must not stop a lane for ever, so that even a
 /// panic of a parser makes no more than a dead letter.
 fn rule_set(control: &[u8], document: Option<&[u8]>) -> Result<Arc<RuleSet>, Failure> {

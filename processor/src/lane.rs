@@ -307,7 +307,7 @@ impl<W: World> Lane<'_, W> {
             let (partition, offset) = (message.partition(), message.offset());
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
             batch.ends.insert(partition, offset + 1);
-            let input = match self.decoder.decode(message) {
+            let mut input = match self.decoder.decode(message) {
                 Ok(decode::Record::Payment(input)) => input,
                 Ok(decode::Record::Rules(rules)) => {
                     tracing::info!(partition, offset, rules = &*rules.version(), "rule set");
@@ -343,10 +343,10 @@ impl<W: World> Lane<'_, W> {
                 Observed::Late { behind_us } => rules.judge_late(&input.payment, behind_us, aside),
                 Observed::Fresh(features) => rules.judge(&input.payment, &features, aside),
             };
+            let traceparent = input.payment.traceparent.take();
             let decision = Decision::new(input.payment, verdict, rules.version(), partition, offset);
-            let traceparent = decode::traceparent(message);
             let span = tracer
-                .start("decide", SpanKind::Consumer, traceparent, now)
+                .start("decide", SpanKind::Consumer, traceparent.as_deref(), now)
                 .map(|mut span| {
                     span.set("messaging.kafka.offset", offset);
                     span.set("messaging.destination.partition.id", i64::from(partition));

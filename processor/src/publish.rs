@@ -312,7 +312,7 @@ impl Publisher {
             .payload(&self.payload);
         // Key and value say everything else; a header costs each reader and the producer several allocations.
         let continued = output.span.as_ref().map(sluice_kafka::telemetry::Span::traceparent);
-        if let Some(traceparent) = continued.as_deref().or(output.traceparent) {
+        if let Some(traceparent) = continued.as_deref().or(output.traceparent.as_deref()) {
             record = record.headers(OwnedHeaders::new_with_capacity(1).insert(Header {
                 key: headers::TRACEPARENT,
                 value: Some(traceparent),

@@ -27,6 +27,7 @@ pub(crate) fn payment() -> PaymentRecord {
         place: None,
         latitude: None,
         longitude: None,
+        traceparent: None,
     }
 }
 

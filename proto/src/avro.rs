@@ -277,6 +277,7 @@ mod tests {
             place: Some("Brüssel".into()),
             latitude: Some(50.85),
             longitude: Some(4.35),
+            traceparent: None,
         }
     }
 

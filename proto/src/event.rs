@@ -103,6 +103,8 @@ pub struct PaymentRecord {
     pub latitude: Option<f64>,
     #[serde(default)]
     pub longitude: Option<f64>,
+    #[serde(default)]
+    pub traceparent: Option<String>,
 }
 
 /// A payment that was checked: see [`crate::validate::payment`], which is the only way to get one.
@@ -220,6 +222,13 @@ impl Checked {
             Self::System(record) => record.event_id,
             Self::Metric(record) => record.event_id,
             Self::Custom(record) => record.event_id,
+        }
+    }
+
+    /// Says which trace a payment belongs to; of other events only a header does.
+    pub fn trace(&mut self, traceparent: Option<&str>) {
+        if let Self::Payment(payment) = self {
+            payment.0.traceparent = traceparent.map(str::to_owned);
         }
     }
 

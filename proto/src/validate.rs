@@ -344,6 +344,7 @@ fn payment_record(
         place: some(location.place),
         latitude: location.latitude,
         longitude: location.longitude,
+        traceparent: None,
     })
 }
 

@@ -33,6 +33,7 @@ fn payment(offset: i64) -> (Record, PaymentRecord) {
         place: None,
         latitude: None,
         longitude: None,
+        traceparent: None,
     };
     let mut payload = Vec::new();
     let encoder = Encoder::<PaymentRecord>::new(1).expect("the schema is ours");

@@ -448,6 +448,7 @@ mod tests {
             place: None,
             latitude: None,
             longitude: None,
+            traceparent: None,
         };
         change(&mut payment);
         let mut payload = Vec::new();

@@ -79,6 +79,7 @@ fn payment(number: usize, time: i64, draw: &Draw) -> PaymentRecord {
         place: None,
         latitude: draw.point.map(|point| point.0),
         longitude: draw.point.map(|point| point.1),
+        traceparent: None,
     }
 }
 

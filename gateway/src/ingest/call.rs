@@ -76,13 +76,8 @@ pub(crate) fn submit<T>(
         return Err(failure.quota(spent.quota).retry_after(spent.retry_after));
     }
     let now = (shared.clock)();
-    let event = decode::decoded(event, shared.edge(caller, now))?;
+    let mut event = decode::decoded(event, shared.edge(caller, now))?;
     let prepared = prepare(&event.checked)?;
-    let mut scratch = Scratch::default();
-    let record = shared
-        .encoders
-        .encode(&event, &caller.tenant, &mut scratch)
-        .map_err(super::unencodable)?;
     let mut span = shared
         .tracer
         .start("publish", SpanKind::Producer, traceparent, SystemTime::now());
@@ -93,6 +88,12 @@ pub(crate) fn submit<T>(
         traceparent: own.as_deref().or(traceparent),
         received_at: now,
     };
+    event.checked.trace(origin.traceparent);
+    let mut scratch = Scratch::default();
+    let record = shared
+        .encoders
+        .encode(&event, &caller.tenant, &mut scratch)
+        .map_err(super::unencodable)?;
     let permit = shared.gate.admit(record.payload.len()).ok_or_else(busy)?;
     let (report, waiting) = oneshot::channel();
     let sent = shared

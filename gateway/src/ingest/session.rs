@@ -472,8 +472,10 @@ impl Session {
     ) -> Result<(), Permit> {
         let shared = &self.shared;
         let tenant = &self.caller.tenant;
-        let checked = decode::event(event, shared.edge(&self.caller, now_us));
-        let record = checked.as_ref().map_err(Clone::clone).and_then(|event| {
+        let traceparent = own_trace.or(self.traceparent.as_deref());
+        let mut checked = decode::event(event, shared.edge(&self.caller, now_us));
+        let record = checked.as_mut().map_err(|failure| failure.clone()).and_then(|event| {
+            event.checked.trace(traceparent);
             let record = shared.encoders.encode(event, tenant, &mut self.scratch);
             record.map_err(super::unencodable)
         });
@@ -482,7 +484,7 @@ impl Session {
                 let origin = Origin {
                     tenant,
                     producer: Some((&self.producer_id, &self.epoch_text)),
-                    traceparent: own_trace.or(self.traceparent.as_deref()),
+                    traceparent,
                     received_at: now_us,
                 };
                 let to = Recipient::Session {

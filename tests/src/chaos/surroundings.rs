@@ -213,6 +213,7 @@ fn newer_payment(tenant: &str, account: &str, id: i32, version: usize) -> Result
         place: None,
         latitude: None,
         longitude: None,
+        traceparent: None,
     };
     let mut payload = Vec::new();
     Encoder::<PaymentRecord>::new(id)?.encode(&payment, &mut payload)?;
