@@ -201,6 +201,7 @@ impl Account {
             place: None,
             latitude: None,
             longitude: None,
+            traceparent: None,
         };
         let earlier = rng.choice(&self.paid).map(|paid| paid.record.clone());
         match (rng.u8(0..100), earlier) {
