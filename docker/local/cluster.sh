@@ -6,6 +6,8 @@ readonly CLUSTER_BROKERS=3
 # The namespaces, with the last byte of each one's address.
 readonly CLUSTER_PLACES="broker-1:1 broker-2:2 broker-3:3 gateway-0:10 gateway-1:11 processor-0:20 processor-1:21"
 readonly CLUSTER_HOST_BYTE=254
+# The broker whose disk is small enough to be filled, and the disk's size: enough for the records of several trials.
+readonly CLUSTER_SMALL=3 CLUSTER_SMALL_SIZE=1g
 # Set while the network is there, so that every way out of the script removes it.
 CLUSTER_MADE=""
 
@@ -27,6 +29,8 @@ cluster_names() {
   CLUSTER_BRIDGE="slbr$number"
   CLUSTER_NETWORK="10.213.$number"
   CLUSTER_LINKS="sl$number-"
+  # Not below $DATA, which could not be removed as long as it is mounted there.
+  CLUSTER_DISK="/tmp/$HOME_ID-broker-$CLUSTER_SMALL"
 }
 
 cluster_up() {
@@ -44,6 +48,7 @@ cluster_up() {
   export SLUICE_TEST_CLUSTER_PREFIX="$CLUSTER_PREFIX"
   export SLUICE_TEST_CLUSTER_NETWORK="$CLUSTER_NETWORK"
   export SLUICE_TEST_CLUSTER_BROKER="$RUN/broker.sh"
+  export SLUICE_TEST_CLUSTER_DISK="$CLUSTER_DISK"
 }
 
 # cluster_place NAME BYTE: a namespace with a link to the bridge. Every namespace calls its end eth0.
@@ -58,7 +63,8 @@ cluster_place() {
 }
 
 cluster_broker_settings() {
-  local broker="$1" voters=() number address="$CLUSTER_NETWORK.$1"
+  local broker="$1" voters=() number address="$CLUSTER_NETWORK.$1" disk="$DATA/broker-$1"
+  if ((broker == CLUSTER_SMALL)); then disk="$CLUSTER_DISK"; fi
   for ((number = 1; number <= CLUSTER_BROKERS; number++)); do voters+=("$number@$CLUSTER_NETWORK.$number:9093"); done
   cat <<SETTINGS
 process.roles=broker,controller
@@ -69,7 +75,7 @@ advertised.listeners=CLIENT://$address:9092
 listener.security.protocol.map=CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=CLIENT
 controller.listener.names=CONTROLLER
-log.dirs=$DATA/broker-$broker
+log.dirs=$disk
 auto.create.topics.enable=false
 
 # What is acknowledged is on two disks at least.
@@ -103,6 +109,8 @@ SETTINGS
 # Formats each broker's storage, and writes the script that starts one: sluice-chaos starts them anew after it killed them.
 cluster_brokers() {
   local id broker
+  mkdir -p "$CLUSTER_DISK"
+  mount -t tmpfs -o size="$CLUSTER_SMALL_SIZE" sluice "$CLUSTER_DISK"
   id="x$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | cut -c1-20)A"
   for ((broker = 1; broker <= CLUSTER_BROKERS; broker++)); do
     cluster_broker_settings "$broker" >"$RUN/broker-$broker.properties"
@@ -135,4 +143,7 @@ cluster_down_quietly() {
     if [[ $namespace == "$CLUSTER_PREFIX"* ]]; then ip netns delete "$namespace" || true; fi
   done < <(ip netns list)
   ip link delete "$CLUSTER_BRIDGE" 2>/dev/null || true
+  # Lazily, because a broker that was just killed may still have files open there.
+  umount --lazy "$CLUSTER_DISK" 2>/dev/null || true
+  rmdir "$CLUSTER_DISK" 2>/dev/null || true
 }

@@ -519,7 +519,9 @@ fn note(progress: Option<&watch::Sender<Progress>>, decision: &pb::FraudDecision
     let partition = decision.source.unwrap_or_default().partition;
     progress.send_modify(|progress| {
         progress.decided += 1;
-        progress.delays.saturating_record(unix_ms().saturating_sub(published_ms));
+        progress
+            .delays
+            .saturating_record(unix_ms().saturating_sub(published_ms));
         let newest = progress.newest_ms.entry(partition).or_default();
         *newest = published_ms.max(*newest);
     });

@@ -4,17 +4,18 @@
 //! Made by [`super::world`] for the scenario `cluster`, which [`super::cluster_faults`] breaks. The networks and the brokers'
 //! settings are made by `docker/local/cluster.sh` before.
 
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::metadata::Metadata;
 
+use super::disk::{self, run};
 use crate::process::{Place, Process};
 use crate::proxy::{self, Proxy};
 use crate::servers::Servers;
@@ -22,6 +23,8 @@ use crate::{servers, wait};
 
 /// Brokers, and replicas of every partition.
 pub const BROKERS: usize = 3;
+/// The broker whose disk is small.
+pub const SMALL: usize = 2;
 const KAFKA_PORT: u16 = 9_092;
 /// The last bytes of the addresses, as `cluster.sh` gives them out.
 const HOST: u8 = 254;
@@ -50,6 +53,8 @@ pub struct Cluster {
     servers: Servers,
     names: Names,
     script: PathBuf,
+    /// The disk of [`SMALL`].
+    disk: PathBuf,
     logs: PathBuf,
     client: Arc<Client>,
 }
@@ -119,6 +124,7 @@ impl Cluster {
             postgres: None,
             servers,
             script: read("SLUICE_TEST_CLUSTER_BROKER")?.into(),
+            disk: read("SLUICE_TEST_CLUSTER_DISK")?.into(),
             logs,
             names,
             client: Arc::new(Client(ClientConfig::new().set("bootstrap.servers", &brokers).create()?)),
@@ -188,6 +194,24 @@ impl Cluster {
     pub fn start_again(&mut self, number: usize) -> Result<()> {
         self.brokers[number] = self.spawn(number)?;
         Ok(())
+    }
+
+    /// Fills the disk of [`SMALL`], and waits until the broker has given up.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub async fn fill_disk(&mut self) -> Result<()> {
+        disk::fill(&self.disk)?;
+        self.brokers[SMALL].ended().await?;
+        Ok(())
+    }
+
+    /// Makes room on that disk again.
+    ///
+    /// # Errors
+    /// When it was not full.
+    pub fn free_disk(&self) -> Result<()> {
+        disk::free(&self.disk)
     }
 
     /// Waits until every replica of every partition is in sync.
@@ -300,15 +324,7 @@ fn first_leader(metadata: &Metadata) -> Option<i32> {
 
 /// Runs a program in a place's network.
 fn inside(place: &Place, program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(["netns", "exec", &place.namespace, program])
-        .args(arguments)
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "{program} {arguments:?} in {}: {}",
-        place.namespace,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    let into = ["netns", "exec", &place.namespace, program];
+    let all: Vec<&OsStr> = into.iter().chain(arguments).map(AsRef::as_ref).collect();
+    run("ip", &all)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::cluster::{BROKERS, Cluster};
+use super::cluster::{BROKERS, Cluster, SMALL};
 use super::faults::{Armed, Fault};
 use super::world::{Part, World};
 use crate::process::Place;
@@ -32,6 +32,7 @@ enum Blow {
     CutOffGateway,
     LosePackets,
     SlowDown,
+    FillDisk,
 }
 
 /// Everything once, in an order that the seed decides. Each ends with the whole cluster in sync.
@@ -48,6 +49,7 @@ pub async fn run(world: &mut World) -> Result<()> {
         Blow::CutOffGateway,
         Blow::LosePackets,
         Blow::SlowDown,
+        Blow::FillDisk,
     ];
     world.rng.shuffle(&mut blows);
     world.launch(SECOND, &[])?;
@@ -62,6 +64,7 @@ pub async fn run(world: &mut World) -> Result<()> {
             Blow::CutOffGateway => cut_off_gateway(world).await,
             Blow::LosePackets => bad_networks(world, "loses packets", Cluster::lose_packets).await,
             Blow::SlowDown => bad_networks(world, "is slow", Cluster::slow_down).await,
+            Blow::FillDisk => fill_disk(world).await,
         };
         done.with_context(|| format!("{blow:?}"))?;
         cluster(world)?.in_sync().await?;
@@ -162,4 +165,17 @@ async fn bad_networks(world: &mut World, how: &str, make: fn(&Cluster, &Place) -
         world.recovered(Instant::now()).await?;
     }
     Ok(())
+}
+
+/// A broker's disk is full, so that it ends by itself; it comes back once there is room.
+async fn fill_disk(world: &mut World) -> Result<()> {
+    let events = world.rng.usize(100..1_000);
+    world.traffic.passes(events).await?;
+    cluster(world)?.fill_disk().await?;
+    world.note(format!("the disk of broker {SMALL} is full"));
+    world.recovered(Instant::now()).await?;
+    cluster(world)?.free_disk()?;
+    cluster(world)?.start_again(SMALL)?;
+    cluster(world)?.in_sync().await?;
+    world.recovered(Instant::now()).await
 }

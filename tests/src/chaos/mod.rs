@@ -7,6 +7,7 @@
 pub mod broken;
 pub mod cluster;
 pub mod cluster_faults;
+pub mod disk;
 pub mod faults;
 pub mod money;
 pub mod options;

@@ -5,7 +5,6 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use sluice_proto::topics;
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
+use super::disk::{self, Disk, run};
 use super::faults::{Armed, Fault, PROCESSOR};
 use super::world::{HOLD_EVENTS, Part, World};
 use crate::oracle;
@@ -41,8 +41,7 @@ const RULE_SET_EVENTS: std::ops::Range<usize> = 100..2_000;
 const SCHEMAS: usize = 3;
 const NEWER_PAYMENTS: usize = 40;
 const NEWER_ACCOUNTS: usize = 6;
-/// The size of a small disk: enough for a trial.
-const DISK: &str = "size=64m";
+
 /// The registry cannot be reached, or does not answer, while servers run and while one starts.
 ///
 /// # Errors
@@ -264,31 +263,31 @@ pub async fn full_disk(world: &mut World) -> Result<()> {
     let snapshots = Disk::mount(&snapshot_directory(world.stack.directory()))?;
     world.kill(FIRST)?;
     world.launch(FIRST, &[])?;
-    snapshots.fill()?;
+    disk::fill(snapshots.path())?;
     world.note("the snapshots' disk is full");
     world.traffic.passes(SNAPSHOT_EVENTS).await?;
     world.recovered(Instant::now()).await?;
     world.kill(FIRST)?;
     world.launch(FIRST, &[])?;
     world.recovered(Instant::now()).await?;
-    snapshots.free()?;
+    disk::free(snapshots.path())?;
     world.recovered(Instant::now()).await?;
 
     // Postgres' own user has to be able to reach it.
     let name = format!("sluice-disk-{}", world.rng.u32(..));
     let disk = Disk::mount(&std::env::temp_dir().join(&name))?;
     let mut postgres = PgConnection::connect(&world.stack.servers().postgres).await?;
-    run("chown", &["postgres".as_ref(), disk.0.as_os_str()])?;
+    run("chown", &["postgres".as_ref(), disk.path().as_os_str()])?;
     let space = name.replace('-', "_");
-    let make = format!("CREATE TABLESPACE {space} LOCATION '{}'", disk.0.display());
+    let make = format!("CREATE TABLESPACE {space} LOCATION '{}'", disk.path().display());
     sqlx::raw_sql(&make).execute(&mut postgres).await?;
     move_ledger(world, &space).await?;
     world.recovered(Instant::now()).await?;
-    disk.fill()?;
+    disk::fill(disk.path())?;
     world.note("the ledger's disk is full");
     world.traffic.passes(HOLD_EVENTS).await?;
     world.traffic.passes(HOLD_EVENTS).await?;
-    disk.free()?;
+    disk::free(disk.path())?;
     world.recovered(Instant::now()).await?;
     move_ledger(world, "pg_default").await?;
     let drop = format!("DROP TABLESPACE {space}");
@@ -308,44 +307,5 @@ async fn move_ledger(world: &World, space: &str) -> Result<()> {
         let statement = format!("ALTER {kind} {name} SET TABLESPACE {space}");
         sqlx::raw_sql(&statement).execute(&mut connection).await?;
     }
-    Ok(())
-}
-
-/// A disk of its own in memory, which is unmounted when it is dropped.
-#[derive(Debug)]
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path) -> Result<Self> {
-        std::fs::create_dir_all(at)?;
-        let tmpfs = ["-t", "tmpfs", "-o", DISK, "sluice"].map(AsRef::as_ref);
-        run("mount", &[&tmpfs[..], &[at.as_os_str()]].concat())?;
-        Ok(Self(at.to_owned()))
-    }
-
-    /// Leaves no room.
-    fn fill(&self) -> Result<()> {
-        let mut file = std::fs::File::create(self.0.join("filler"))?;
-        let block = [0; 4_096];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        Ok(())
-    }
-
-    fn free(&self) -> Result<()> {
-        Ok(std::fs::remove_file(self.0.join("filler"))?)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A trial that failed may still have files open there.
-        drop(run("umount", &["--lazy".as_ref(), self.0.as_os_str()]));
-    }
-}
-
-fn run(program: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {
-    let output = Command::new(program).args(arguments).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {said}");
     Ok(())
 }
