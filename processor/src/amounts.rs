@@ -4,6 +4,7 @@
 //! Comes below [`crate::account`], which decides what a bucket is and when old ones can no longer matter.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::ops::RangeInclusive;
 
 use sluice_proto::money::Amount;
@@ -14,7 +15,8 @@ pub(crate) type Currency = [u8; 3];
 /// Sums in ascending order of bucket and currency; no bucket is empty. Equal content has equal form.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sums {
-    sums: Vec<Sum>,
+    /// One has its place in the account itself: another place in memory would cost as much as all that is done with it.
+    sums: SmallVec<[Sum; 1]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +68,9 @@ impl Sums {
                 sum.total += i128::from(amount.ten_thousandths());
             }
             Err(place) => {
-                // Most accounts have one or two buckets, for which doubling from four would be a waste.
+                // Most accounts have one or two buckets, for which rounding up would be a waste.
                 if self.sums.len() == self.sums.capacity() {
-                    self.sums.reserve_exact(self.sums.len().max(1));
+                    self.sums.reserve_exact(self.sums.len());
                 }
                 let sum = Sum {
                     total: amount.ten_thousandths().into(),

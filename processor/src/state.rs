@@ -17,6 +17,7 @@ use ahash::RandomState;
 use serde::{Deserialize, Serialize};
 use sluice_kafka::fail;
 use sluice_proto::event::PaymentRecord;
+use smallvec::SmallVec;
 
 use crate::account::{self, Account, fnv1a, units};
 use crate::calendar::{DAY_US, HISTORY_DAYS, day};
@@ -53,6 +54,10 @@ pub(crate) enum Observed {
     /// The payment is now part of the state.
     Fresh(Features),
 }
+
+/// The bytes of a `tenant/name`. Most have their place in the table's entry itself, so that comparing them needs no other
+/// place in memory.
+type Name = SmallVec<[u8; 24]>;
 
 /// A payment's identity, with the tenant as its hash.
 type Key = (u32, [u8; 16]);
@@ -111,9 +116,9 @@ pub(crate) struct State {
     /// Each payment that is not late by now.
     seen: HashMap<Key, Seen, RandomState>,
     /// By `tenant/account`. Boxed, because a table that grows moves its entries.
-    accounts: HashMap<Box<str>, Box<Account>, RandomState>,
+    accounts: HashMap<Name, Box<Account>, RandomState>,
     /// By `tenant/merchant`.
-    merchants: HashMap<Box<str>, Merchant, RandomState>,
+    merchants: HashMap<Name, Merchant, RandomState>,
     swept_seen_at: i64,
     swept_past_at: i64,
     undo: Undo,
@@ -126,7 +131,7 @@ struct Undo {
     rules: Option<Arc<RuleSet>>,
     steps: Vec<Step>,
     /// Keys of the accounts and merchants in `steps`, one after the other.
-    keys: String,
+    keys: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -144,9 +149,9 @@ impl Undo {
     /// Writes a key down, and says where.
     fn key(&mut self, tenant: &str, name: &str) -> Range<usize> {
         let start = self.keys.len();
-        self.keys.push_str(tenant);
-        self.keys.push('/');
-        self.keys.push_str(name);
+        self.keys.extend_from_slice(tenant.as_bytes());
+        self.keys.push(b'/');
+        self.keys.extend_from_slice(name.as_bytes());
         start..self.keys.len()
     }
 }

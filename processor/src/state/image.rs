@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Seen, State};
+use super::{Key, Name, Seen, State};
 use crate::account::Account;
 use crate::merchant::Merchant;
 use crate::rules::RuleSet;
@@ -187,12 +187,12 @@ impl State {
         }
         state.accounts.reserve(room(header.accounts, rest));
         for _ in 0..header.accounts {
-            let (key, account): (Box<str>, Box<Account>) = take(&mut rest)?;
+            let (key, account): (Name, Box<Account>) = take(&mut rest)?;
             state.accounts.insert(key, account);
         }
         state.merchants.reserve(room(header.merchants, rest));
         for _ in 0..header.merchants {
-            let (key, merchant): (Box<str>, Merchant) = take(&mut rest)?;
+            let (key, merchant): (Name, Merchant) = take(&mut rest)?;
             state.merchants.insert(key, merchant);
         }
         match rest.len() {
