@@ -58,6 +58,8 @@ pub(crate) struct Batch<'m, R> {
     pub(crate) ends: BTreeMap<i32, i64>,
     pub(crate) duplicates: u64,
     pub(crate) aside: Aside,
+    /// When the oldest payment was stored, by its record's timestamp, in microseconds since the Unix epoch.
+    pub(crate) oldest_us: Option<i64>,
 }
 
 impl<'m, R> Batch<'m, R> {
@@ -68,6 +70,7 @@ impl<'m, R> Batch<'m, R> {
             ends: BTreeMap::new(),
             duplicates: 0,
             aside: Aside::default(),
+            oldest_us: None,
         }
     }
 

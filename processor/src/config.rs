@@ -62,9 +62,14 @@ pub struct Config {
     /// Most bytes of payloads in one batch.
     #[arg(long, env = "SLUICE_BATCH_MAX_BYTES", default_value_t = 8 * 1_024 * 1_024)]
     pub batch_max_bytes: usize,
-    /// How long a batch that is not full waits for more events after its first, in milliseconds.
+    /// How long a batch that is not full waits for more events after its first at most, in milliseconds. A lane that meets
+    /// --decision-target-ms waits for less.
     #[arg(long, env = "SLUICE_BATCH_LINGER_MS", default_value_t = 5)]
     pub batch_linger_ms: u32,
+    /// What the 99th percentile of the time from storing a payment to its decision should not exceed, in milliseconds. A lane
+    /// that misses it makes larger batches, which cost less.
+    #[arg(long, env = "SLUICE_DECISION_TARGET_MS", default_value_t = 60)]
+    pub decision_target_ms: u32,
     /// Directory for snapshots of the state, one for each process; besides those in Kafka, which other machines restore
     /// from. None when unset.
     #[arg(long, env = "SLUICE_SNAPSHOT_DIR")]
@@ -232,6 +237,7 @@ impl Config {
             ("--lanes", u32::from(self.lanes), 1..=u32::from(MAX_LANES)),
             ("--batch-max-events", self.batch_max_events, 1..=MAX_BATCH_EVENTS),
             ("--batch-linger-ms", self.batch_linger_ms, 0..=1_000),
+            ("--decision-target-ms", self.decision_target_ms, 1..=60_000),
             ("--snapshot-interval-s", self.snapshot_interval_s, 1..=86_400),
             ("--session-timeout-ms", self.session_timeout_ms, 1_000..=300_000),
             (

@@ -4,6 +4,7 @@
 //! The callback only notes it, and assigns nothing: a partition is fetched from when its takeover is done, and from the
 //! offset that the takeover found. So "paused" is the same as "assigned nothing", and the lane stays in its group.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, ConsumerGroupMetadata};
 use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Message as _, TopicPartitionList};
 use sluice_kafka::error;
@@ -19,7 +21,7 @@ use sluice_kafka::metrics;
 
 use crate::world::Member;
 
-/// How large a batch may get, and how long it may wait for more.
+/// How large a batch may get, and how long it may wait for more at most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) max_events: usize,
@@ -51,13 +53,17 @@ impl<M> Assignment<M> {
     }
 }
 
+/// How often librdkafka tells where the partitions end, in milliseconds.
+pub(crate) const STATISTICS_MS: u32 = 5_000;
 /// How often an error of polling is logged: while no broker can be reached there are thousands.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// Notes rebalances for the lane.
+/// Notes rebalances for the lane, and where the partitions end.
 pub(crate) struct Context {
     change: AtomicU64,
     assignment: Mutex<Assignment<ConsumerGroupMetadata>>,
+    /// By partition.
+    ends: Mutex<BTreeMap<i32, i64>>,
     logged: Mutex<Option<Instant>>,
 }
 
@@ -66,6 +72,7 @@ impl Context {
         Self {
             change: AtomicU64::new(0),
             assignment: Mutex::new(Assignment::none()),
+            ends: Mutex::new(BTreeMap::new()),
             logged: Mutex::new(None),
         }
     }
@@ -94,6 +101,12 @@ impl Context {
         self.change.load(Ordering::Relaxed) == change
     }
 
+    /// The offset after a partition's last record, by the newest statistics.
+    pub(crate) fn known_end(&self, partition: i32) -> Option<i64> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.get(&partition).copied()
+    }
+
     /// Says in the log that polling goes on, not too often.
     pub(crate) fn warn(&self, error: &error::Consumer) {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +122,14 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+        // Of a partition that is not fetched it says something negative.
+        let known = partitions.filter(|partition| partition.hi_offset >= 0);
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.extend(known.map(|partition| (partition.partition, partition.hi_offset)));
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         // Polling returns the same error.
         tracing::debug!(%error, reason, "consumer");

@@ -24,6 +24,7 @@ use crate::consume::{self, Assignment, Bounds, Collected};
 use crate::dead_letter::Kind;
 use crate::decode::{self, Decoder, Failure};
 use crate::ledger::{self, Owner, Rows};
+use crate::linger;
 use crate::metrics::{Metrics, Step};
 use crate::publish;
 use crate::replay::{Kept, Replayed};
@@ -39,8 +40,6 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 /// How often the lag and the size of the state are measured, while records come.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
-/// How long measuring one partition's lag may hold the lane up.
-const LAG_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What all lanes of the process share.
 pub(crate) struct Settings {
@@ -49,6 +48,8 @@ pub(crate) struct Settings {
     /// One for each lane.
     pub(crate) transactional_ids: Vec<String>,
     pub(crate) bounds: Bounds,
+    /// See [`crate::linger`].
+    pub(crate) decision_target: Duration,
     /// What decides where no record has put another rule set in force.
     pub(crate) rules: Arc<RuleSet>,
     pub(crate) lateness_us: i64,
@@ -154,6 +155,7 @@ struct Lane<'l, W: World> {
     /// Why the assigned partitions have to be taken over before anything else, if they have to.
     owed: Option<String>,
     breaker: Breaker,
+    linger: linger::Controller,
     links: Links<W>,
     parts: BTreeMap<i32, Part>,
     rows: Rows,
@@ -179,6 +181,7 @@ pub(crate) fn run(number: u16, world: &impl World, settings: &Settings, signals:
         assignment: Assignment::none(),
         owed: None,
         breaker: Breaker::default(),
+        linger: linger::Controller::new(settings.decision_target, settings.bounds.linger),
         links: Links::NONE,
         parts: BTreeMap::new(),
         rows: Rows::default(),
@@ -204,9 +207,13 @@ impl<W: World> Lane<'_, W> {
         if self.owed.is_some() && self.breaker.is_closed(self.world.now()) {
             self.take_over()?;
         }
+        let bounds = Bounds {
+            linger: self.linger.linger(),
+            ..self.settings.bounds
+        };
         match consume::collect(
             self.consumer,
-            &self.settings.bounds,
+            &bounds,
             IDLE_WAIT,
             self.assignment.change,
             &self.consumed,
@@ -292,6 +299,7 @@ impl<W: World> Lane<'_, W> {
         fail::point("lane.merged")?;
         self.breaker.reset();
         self.settings.metrics.committed(records.len(), &batch);
+        self.adapt(batch.oldest_us);
         end_spans(batch);
         self.offer_snapshots();
         self.measure();
@@ -323,6 +331,8 @@ impl<W: World> Lane<'_, W> {
                 }
                 Err(Failure::Registry(error)) => return Err(error.into()),
             };
+            let oldest_us = batch.oldest_us.get_or_insert(input.appended_at);
+            *oldest_us = input.appended_at.min(*oldest_us);
             let observed = part.state.observe(&input.payment, input.appended_at);
             let features = match &observed {
                 Observed::Fresh(features) if self.settings.features_schema.is_some() => {
@@ -362,6 +372,16 @@ impl<W: World> Lane<'_, W> {
             });
         }
         Ok(batch)
+    }
+
+    /// Has the linger follow the delay of the batch's oldest payment, as far as the clocks of this machine and of whoever
+    /// published agree.
+    fn adapt(&mut self, oldest_us: Option<i64>) {
+        let Some(oldest_us) = oldest_us else { return };
+        let delay_us = u64::try_from(self.world.unix_us().saturating_sub(oldest_us)).unwrap_or(0);
+        if let Some(p99) = self.linger.observe(Duration::from_micros(delay_us)) {
+            self.settings.metrics.paced(self.number, p99, self.linger.linger());
+        }
     }
 
     /// Makes a batch durable. Postgres prepares while Kafka takes the records and the offsets, which count from the
@@ -514,10 +534,10 @@ impl<W: World> Lane<'_, W> {
         self.settings.metrics.remembered(self.number, sizes.sum());
         let topic = &self.settings.topics.payments;
         for (partition, part) in &self.parts {
-            let Ok((_, high)) = self.consumer.ends(*partition, LAG_TIMEOUT) else {
-                return;
-            };
-            self.settings.kafka_metrics.lag(topic, *partition).set(high - part.next);
+            if let Some(end) = self.consumer.known_end(*partition) {
+                let lag = (end - part.next).max(0);
+                self.settings.kafka_metrics.lag(topic, *partition).set(lag);
+            }
         }
     }
 

@@ -24,6 +24,7 @@ mod features;
 mod habits;
 mod lane;
 mod ledger;
+mod linger;
 mod merchant;
 mod metrics;
 mod publish;

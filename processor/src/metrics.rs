@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -198,6 +199,8 @@ pub(crate) struct Metrics {
     remembered_accounts: Family<ByLane, Gauge>,
     remembered_merchants: Family<ByLane, Gauge>,
     replaying: Family<ByLane, Gauge>,
+    delay_p99: Family<ByLane, Gauge<f64, AtomicU64>>,
+    linger: Family<ByLane, Gauge<f64, AtomicU64>>,
     snapshot_pause: Latency,
     snapshots_written: Family<ByPlace, Counter>,
     snapshots_restored: Family<ByPlace, Counter>,
@@ -229,6 +232,8 @@ impl Metrics {
             remembered_accounts: Family::default(),
             remembered_merchants: Family::default(),
             replaying: Family::default(),
+            delay_p99: Family::default(),
+            linger: Family::default(),
             snapshot_pause: Latency::default(),
             snapshots_written: Family::default(),
             snapshots_restored: Family::default(),
@@ -326,6 +331,18 @@ impl Metrics {
             "replaying_events",
             "Records that a lane's takeover has still to read again",
             metrics.replaying.clone(),
+        );
+        our.register_with_unit(
+            "decision_delay_p99",
+            "Time from storing a payment to its decision that 99 of a lane's last 100 batches kept to",
+            Unit::Seconds,
+            metrics.delay_p99.clone(),
+        );
+        our.register_with_unit(
+            "batch_linger",
+            "Time for which a lane now waits for more payments for a batch",
+            Unit::Seconds,
+            metrics.linger.clone(),
         );
         our.register_with_unit(
             "snapshot_pause",
@@ -432,6 +449,14 @@ impl Metrics {
     /// Says how many records a lane's replay has left.
     pub(crate) fn replaying(&self, lane: u16, left: i64) {
         self.replaying.get_or_create(&ByLane { lane }).set(left);
+    }
+
+    /// Says how long a lane's decisions take, and what it does about it.
+    pub(crate) fn paced(&self, lane: u16, delay_p99: Duration, linger: Duration) {
+        self.delay_p99
+            .get_or_create(&ByLane { lane })
+            .set(delay_p99.as_secs_f64());
+        self.linger.get_or_create(&ByLane { lane }).set(linger.as_secs_f64());
     }
 
     /// Records for how long a lane stood still for a snapshot.

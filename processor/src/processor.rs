@@ -178,6 +178,7 @@ impl Processor {
                 max_bytes: config.batch_max_bytes,
                 linger: Duration::from_millis(config.batch_linger_ms.into()),
             },
+            decision_target: Duration::from_millis(config.decision_target_ms.into()),
             rules,
             lateness_us: i64::from(config.allowed_lateness_s) * SECOND_US,
             payment_schema: schemas.payments,

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{
@@ -125,6 +125,10 @@ impl Member for Consumer<consume::Context> {
         })
     }
 
+    fn known_end(&self, partition: i32) -> Option<i64> {
+        self.consumer.context().known_end(partition)
+    }
+
     fn warn(&self, error: &error::Consumer) {
         self.consumer.context().warn(error);
     }
@@ -141,8 +145,14 @@ impl<B: Open> World for Servers<B> {
         Instant::now()
     }
 
+    fn unix_us(&self) -> i64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+    }
+
     fn join(&self, settings: &Settings) -> Result<Self::Member, error::Consumer> {
-        let config = self.kafka.consumer(&self.group, self.session_timeout);
+        let mut config = self.kafka.consumer(&self.group, self.session_timeout);
+        config.set("statistics.interval.ms", consume::STATISTICS_MS.to_string());
         let member = Consumer::new(&config, consume::Context::new(), &settings.topics.payments)?;
         let subscribed = member.consumer.subscribe(&[&member.topic]);
         subscribed.map_err(|cause| error::Consumer::Control {

@@ -97,6 +97,9 @@ pub(crate) trait Member: Reader {
     /// When the group refuses.
     fn commit_early(&self, records: &[Self::Record<'_>]) -> Result<(), error::Consumer>;
 
+    /// The offset after a partition's last record as it was known a few seconds ago, if it was. Nobody is asked for it.
+    fn known_end(&self, partition: i32) -> Option<i64>;
+
     /// Says in the log that polling goes on after an error, not too often.
     fn warn(&self, error: &error::Consumer);
 }
@@ -181,6 +184,9 @@ pub(crate) trait World {
 
     /// The time, for whatever waits.
     fn now(&self) -> Instant;
+
+    /// The time of day, in microseconds since the Unix epoch. Nothing but the length of a batch may depend on it.
+    fn unix_us(&self) -> i64;
 
     /// Joins the group. Nothing is fetched before [`Reader::read_from`].
     ///

@@ -38,9 +38,13 @@ pub(super) fn run(args: &Args, runtime: &Runtime) -> anyhow::Result<Report> {
     );
     let mut report = Report::default();
     for run in 1..=args.common.runs {
-        on_its_own(&args.common.parts, runtime, "sustained", run, |installation, database| {
-            once(args, installation, database, &mut report)
-        })?;
+        on_its_own(
+            &args.common.parts,
+            runtime,
+            "sustained",
+            run,
+            |installation, database| once(args, installation, database, &mut report),
+        )?;
     }
     Ok(report)
 }

@@ -286,6 +286,10 @@ impl Member for Consumer<'_> {
         done.map(drop).ok_or_else(|| unanswered("an early commit"))
     }
 
+    fn known_end(&self, _partition: i32) -> Option<i64> {
+        None
+    }
+
     fn warn(&self, _error: &error::Consumer) {}
 }
 
@@ -435,6 +439,10 @@ impl<'y> World for Wire<'y> {
 
     fn now(&self) -> Instant {
         *START + Duration::from_micros(self.shared.borrow().now)
+    }
+
+    fn unix_us(&self) -> i64 {
+        super::input::T0 + self.shared.borrow().now as i64
     }
 
     fn join(&self, _settings: &Settings) -> Result<Consumer<'y>, error::Consumer> {

@@ -28,7 +28,7 @@ pub(super) const DECISION_SCHEMA: i32 = 2;
 pub(super) const LATENESS_US: i64 = 120 * SECOND;
 const SECOND: i64 = 1_000_000;
 /// 2026-01-01, in microseconds since the Unix epoch.
-const T0: i64 = 1_767_225_600_000_000;
+pub(super) const T0: i64 = 1_767_225_600_000_000;
 /// Rule sets that take turns.
 const RULE_SETS: u8 = 3;
 const MOST_RECORDS: usize = 24;

@@ -91,6 +91,7 @@ impl Made {
                 max_bytes: 1 << 20,
                 linger: Duration::from_millis(5),
             },
+            decision_target: Duration::from_millis(60),
             rules: input::rules(input::document(0).as_bytes()).expect("the document is a rule set"),
             lateness_us: input::LATENESS_US,
             payment_schema: input::PAYMENT_SCHEMA,
