@@ -250,7 +250,7 @@ pub(super) fn on_its_own(
     let database = runtime.block_on(Database::create(options, format!("bench_{benchmark}_{id:08x}")))?;
     let measured = measure(&installation, &database);
     let removed = runtime.block_on(database.remove());
-    measured.with_context(|| format!("run {run}"))?;
+    measured.with_context(|| format!("{benchmark}, run {run}"))?;
     removed
 }
 

@@ -146,6 +146,7 @@ impl Server {
     }
 
     /// Opens a stream in both directions: sends the message that opens it, and waits so long for the first answer.
+    /// Gives its way out, its way in, and that answer.
     ///
     /// # Errors
     /// What the server said, or UNAVAILABLE where it said nothing in time.
@@ -154,7 +155,7 @@ impl Server {
         first: Q,
         patience: Duration,
         call: impl AsyncFnOnce(tonic::Request<ReceiverStream<Q>>) -> Result<Response<Streaming<A>>, Status>,
-    ) -> Result<Opened<Q, A>, Status> {
+    ) -> Result<(mpsc::Sender<Q>, Streaming<A>, Option<A>), Status> {
         let (outgoing, requests) = mpsc::channel(OUTGOING_REQUESTS);
         // There is room: the channel was made just now.
         drop(outgoing.try_send(first));
@@ -166,19 +167,8 @@ impl Server {
         let (first, incoming) = timeout(patience, answer)
             .await
             .unwrap_or_else(|_elapsed| Err(Status::unavailable("the server did not answer Open")))?;
-        Ok(Opened {
-            outgoing,
-            incoming,
-            first,
-        })
+        Ok((outgoing, incoming, first))
     }
-}
-
-/// A stream in both directions, and the server's first answer.
-pub(super) struct Opened<Q, A> {
-    pub(super) outgoing: mpsc::Sender<Q>,
-    pub(super) incoming: Streaming<A>,
-    pub(super) first: Option<A>,
 }
 
 /// What a connection is made of.

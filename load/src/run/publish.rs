@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::clock::{Alarm, NS_PER_MS};
-use super::connect::{Opened, Server};
+use super::connect::Server;
 use super::feed::Arrival;
 use super::ledger::add;
 use super::options::Stop;
@@ -47,11 +47,7 @@ impl Session {
     pub(crate) async fn open(server: &Server, channel: Channel, open: PublishOpen) -> Result<Self, Refusal> {
         let mut client = IngestServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
         let message = Some(Request::Open(open));
-        let Opened {
-            outgoing,
-            incoming,
-            first,
-        } = server
+        let (outgoing, incoming, first) = server
             .open(PublishRequest { message }, READY_TIMEOUT, async |requests| {
                 client.publish(requests).await
             })

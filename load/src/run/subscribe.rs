@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::clock::Alarm;
-use super::connect::{Opened, Server};
+use super::connect::Server;
 use super::follow::Verdict;
 use super::ledger::add;
 use super::record::Metric;
@@ -58,11 +58,7 @@ impl Subscription {
             ..SubscribeOpen::default()
         };
         let message = Some(Request::Open(open));
-        let Opened {
-            outgoing,
-            incoming,
-            first,
-        } = server
+        let (outgoing, incoming, first) = server
             .open(SubscribeRequest { message }, READY_TIMEOUT, async |requests| {
                 client.subscribe(requests).await
             })

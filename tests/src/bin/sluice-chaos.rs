@@ -3,10 +3,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
 use sluice_tests::chaos::options::Options;
-use sluice_tests::chaos::report::print_and_write;
+use sluice_tests::chaos::report::end;
 use sluice_tests::chaos::run::run;
 
 fn main() -> ExitCode {
@@ -15,23 +14,6 @@ fn main() -> ExitCode {
         print!("{}", Options::names());
         return ExitCode::SUCCESS;
     }
-    match chaos(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("sluice-chaos: {error:#}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn chaos(options: &Options) -> Result<bool> {
-    let report = run(options)?;
-    print_and_write(
-        &report.markdown(),
-        &report.json(),
-        options.json.as_deref(),
-        options.report.as_deref(),
-    )?;
-    Ok(report.passed())
+    let told = run(&options).map(|report| (report.markdown(), report.json(), report.passed()));
+    end("sluice-chaos", told, options.json.as_deref(), options.report.as_deref())
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -230,11 +231,29 @@ fn kills(trial: &Trial) -> usize {
     trial.faults.iter().filter(is_kill).count()
 }
 
-/// Prints a report, and writes it and its figures where that was asked for.
-///
-/// # Errors
-/// When a file cannot be written.
-pub fn print_and_write(text: &str, figures: &Value, json: Option<&Path>, markdown: Option<&Path>) -> Result<()> {
+/// Ends a program that was to give a report, its figures, and whether nothing was broken: prints the report, and writes both
+/// where that was asked for. The code is 0 where nothing was broken, 1 where something was, and 2 where that cannot be told.
+pub fn end(
+    program: &str,
+    told: Result<(String, Value, bool)>,
+    json: Option<&Path>,
+    markdown: Option<&Path>,
+) -> ExitCode {
+    let ended = told.and_then(|(text, figures, passed)| {
+        print_and_write(&text, &figures, json, markdown)?;
+        Ok(passed)
+    });
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn print_and_write(text: &str, figures: &Value, json: Option<&Path>, markdown: Option<&Path>) -> Result<()> {
     let write = |path: &Path, text: &str| {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     };
