@@ -19,6 +19,8 @@ build_faulty() {
   rm -rf "$BIN/failpoints"
   mkdir "$BIN/failpoints"
   mv "$BIN/sluice-gateway" "$BIN/sluice-processor" "$BIN/failpoints"
+  cc -std=c17 -O2 -Wall -Wextra -Werror -shared -fPIC -o "$BIN/failpoints/stepped-clock.so" \
+    "$ROOT/tests/src/chaos/stepped_clock.c" || die "the servers' clock cannot be built: see the compiler's message above"
 }
 
 # wants NAME ARG...: whether these arguments ask for the scenario.

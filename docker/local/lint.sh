@@ -38,6 +38,7 @@ lint() {
 lint_rust() {
   lint fmt cargo fmt --all --check
   lint clippy cargo clippy --release --workspace --all-targets -- -D warnings
+  lint "clippy (fault injection)" cargo clippy --release --workspace --all-targets --features failpoints -- -D warnings
   lint doc env RUSTDOCFLAGS="-Dwarnings -Arustdoc::private-intra-doc-links" cargo doc --quiet --release --no-deps --workspace
   lint machete "$CACHE/machete-$MACHETE_VERSION/bin/cargo-machete" "$ROOT"
   lint deny "$CACHE/checkers/bin/cargo-deny" --log-level warn check --hide-inclusion-graph bans licenses sources

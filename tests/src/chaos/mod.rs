@@ -5,6 +5,7 @@
 //! long trial.
 
 pub mod broken;
+pub mod clock;
 pub mod cluster;
 pub mod cluster_faults;
 pub mod disk;

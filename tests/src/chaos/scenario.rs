@@ -64,13 +64,14 @@ pub enum Scenario {
     Snapshots,
     RuleSets,
     Schemas,
+    Clocks,
     FullDisk,
     Cluster,
 }
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ProcessorKills,
         Self::ProcessorFaults,
         Self::GatewayFaults,
@@ -89,6 +90,7 @@ impl Scenario {
         Self::Snapshots,
         Self::RuleSets,
         Self::Schemas,
+        Self::Clocks,
         Self::FullDisk,
         Self::Cluster,
     ];
@@ -114,6 +116,7 @@ impl Scenario {
             Self::Snapshots => "snapshots",
             Self::RuleSets => "rule-sets",
             Self::Schemas => "schemas",
+            Self::Clocks => "clocks",
             Self::FullDisk => "full-disk",
             Self::Cluster => "cluster",
         }
@@ -140,6 +143,7 @@ impl Scenario {
             Self::Snapshots => "the processor finds its snapshots cut off, changed, mixed up or gone",
             Self::RuleSets => "rule sets are applied in mid-stream, and the processor is killed",
             Self::Schemas => "payments come with newer schemas, and the processor is killed",
+            Self::Clocks => "the servers' wall clocks jump ahead and back, and servers are killed meanwhile",
             Self::FullDisk => "the disks of the snapshots and of the ledger are full (needs root)",
             Self::Cluster => "three brokers are killed, stopped and cut off from the servers, on bad networks",
         }
@@ -171,6 +175,10 @@ impl Scenario {
             Self::Network | Self::Registry => Setup { proxied: true, ..usual },
             Self::Snapshots | Self::FullDisk => Setup {
                 snapshots: true,
+                ..usual
+            },
+            Self::Clocks => Setup {
+                stepped_clocks: true,
                 ..usual
             },
             Self::Saga => Setup {
@@ -216,6 +224,7 @@ impl Scenario {
             Self::Snapshots => surroundings::snapshots(world).await,
             Self::RuleSets => surroundings::rule_sets(world).await,
             Self::Schemas => surroundings::schemas(world).await,
+            Self::Clocks => super::clock::run(world).await,
             Self::FullDisk => surroundings::full_disk(world).await,
             Self::Cluster => super::cluster_faults::run(world).await,
         }

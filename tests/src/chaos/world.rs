@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use fastrand::Rng;
 use sqlx::{Connection, PgConnection};
 
+use super::clock::Clocks;
 use super::cluster::{self, Cluster};
 use super::faults::{Armed, Fault};
 use super::surroundings;
@@ -72,6 +73,8 @@ pub struct Setup {
     pub snapshots: bool,
     /// Whether there are three brokers, and every server has a network of its own.
     pub clustered: bool,
+    /// Whether the servers' wall clocks can be set.
+    pub stepped_clocks: bool,
 }
 
 impl Default for Setup {
@@ -89,6 +92,7 @@ impl Default for Setup {
             two_gateways: false,
             snapshots: false,
             clustered: false,
+            stepped_clocks: false,
         }
     }
 }
@@ -145,6 +149,8 @@ pub struct World {
     pub cluster: Option<Cluster>,
     /// The network, where it is proxied.
     pub network: Option<Network>,
+    /// The servers' wall clocks, where they can be set.
+    pub clocks: Option<Clocks>,
     /// Faults so far.
     pub faults: Vec<String>,
     /// How long it took each time until every partition decided new payments.
@@ -199,6 +205,7 @@ impl World {
                 registry,
             });
         }
+        let clocks = setup.stepped_clocks.then(|| Clocks::install(&mut stack)).transpose()?;
         let mut rail = None;
         if setup.rail {
             rail = Some(rail_for(&mut stack).await?);
@@ -232,6 +239,7 @@ impl World {
             urls,
             cluster,
             network,
+            clocks,
             faults: Vec::new(),
             recoveries: Vec::new(),
             forged: 0,
