@@ -5,8 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sluice_proto::avro::PREFIX_BYTES;
+use sluice_proto::event::EventId;
+use sluice_proto::money::Amount;
 use sluice_proto::pb;
 use sluice_proto::pb::review_service_client::ReviewServiceClient;
 use sluice_proto::settlement::Settlement;
@@ -15,6 +17,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
+use uuid::Uuid;
 
 use crate::checker::{self, Invariant, Violations};
 use crate::rail::book::{Entry, Standing};
@@ -119,7 +122,9 @@ impl Audit {
     pub async fn end(self) -> Result<Seen> {
         // An audit that has ended says why below.
         self.stop.send(()).ok();
-        self.looking.await?
+        let seen = self.looking.await??;
+        ensure!(seen.samples > 0 && seen.with_rail > 0, "nobody could look at the money");
+        Ok(seen)
     }
 }
 
@@ -194,37 +199,59 @@ pub type States = BTreeMap<String, usize>;
 /// # Errors
 /// When something does not answer.
 pub async fn reconcile(stack: &Stack, rail: &Rail, violations: &mut Violations) -> Result<States> {
-    let query = "SELECT l.tenant || '/' || l.event_id, (l.amount * 10000)::bigint, l.account_id, l.currency, \
+    type Row = (String, Uuid, i64, String, String, i32, i64, String);
+    let query = "SELECT l.tenant, l.event_id, (l.amount * 10000)::bigint, l.account_id, l.currency, l.part, l.off, \
                  coalesce(s.state, CASE WHEN l.off >= o.settled THEN 'OPEN' WHEN l.outcome = 'APPROVE' THEN 'CAPTURED' \
                  WHEN l.outcome = 'DECLINE' THEN 'RELEASED' ELSE 'LOST' END) \
                  FROM ledger l JOIN saga_owner o USING (part) LEFT JOIN saga s USING (part, off)";
     let mut connection = ledger::connect(stack).await?;
-    let payments: Vec<(String, i64, String, String, String)> = sqlx::query_as(query).fetch_all(&mut connection).await?;
-    let mut book = rail.book().await?;
-    let told = told(stack).await?;
+    let payments: Vec<Row> = sqlx::query_as(query).fetch_all(&mut connection).await?;
+    let mut book = by_payment(rail.book().await?);
+    let mut told = told(stack).await?;
     let mut states = States::new();
     let mut wrong = |what: String| violations.add(Invariant::Money, what);
-    for (key, amount, account, currency, state) in payments {
-        let entry = book.remove(&key);
-        if let Some(entry) = &entry
-            && (entry.amount, &entry.account, &entry.currency) != (amount, &account, &currency)
-        {
-            wrong(format!(
-                "{key} is {amount} {currency} of {account} here, and {entry:?} at the rail"
-            ));
+    for (tenant, event_id, amount, account, currency, part, off, state) in payments {
+        let key = format!("{tenant}/{event_id}");
+        let entries = book.remove(&key).unwrap_or_default();
+        for entry in &entries {
+            if (entry.amount, &entry.account, &entry.currency) != (amount, &account, &currency) {
+                wrong(format!(
+                    "{key} is {amount} {currency} of {account} here, and {entry:?} at the rail"
+                ));
+            }
         }
-        if !fits(&state, entry.as_ref()) {
-            wrong(format!("{key} is {state} here, and {entry:?} at the rail"));
+        if !fits(&state, &entries) {
+            wrong(format!("{key} is {state} here, and {entries:?} at the rail"));
         }
-        let none = BTreeSet::new();
-        let kinds = told.get(&key).unwrap_or(&none);
-        if !tells(&state, kinds) {
+        let settlements = told.remove(&key).unwrap_or_default();
+        let kinds = settlements.iter().map(|settlement| settlement.kind.as_str()).collect();
+        if !tells(&state, &kinds) {
             wrong(format!("{key} is {state}, and what was told of it is {kinds:?}"));
+        }
+        let event_id = EventId::new(event_id);
+        for settlement in settlements {
+            let should = Settlement {
+                settlement_id: format!("{event_id}:{}", settlement.kind.as_str()),
+                event_id,
+                tenant: tenant.clone(),
+                account_id: account.clone(),
+                amount: Amount::from_ten_thousandths(amount),
+                currency: currency.clone(),
+                kind: settlement.kind,
+                source_partition: part,
+                source_offset: off,
+            };
+            if settlement != should {
+                wrong(format!("{should:?} was told as {settlement:?}"));
+            }
         }
         *states.entry(state).or_default() += 1;
     }
-    for (key, entry) in book.into_iter().take(TOLD) {
-        wrong(format!("the rail has {key}, which is no payment: {entry:?}"));
+    for (key, entries) in book.into_iter().take(TOLD) {
+        wrong(format!("the rail has {key}, which is no payment: {entries:?}"));
+    }
+    for (key, settlements) in told.into_iter().take(TOLD) {
+        wrong(format!("{key}, which is no payment, was told as {settlements:?}"));
     }
     for account in broken(&mut connection).await? {
         wrong(format!("the money of an account does not add up: {account}"));
@@ -232,16 +259,26 @@ pub async fn reconcile(stack: &Stack, rail: &Rail, violations: &mut Violations) 
     Ok(states)
 }
 
-/// Whether the rail may know this of a payment in this state.
-fn fits(state: &str, entry: Option<&Entry>) -> bool {
-    let moved = entry.map_or((Standing::None, 0, 0), |entry| {
-        (entry.standing, entry.captures, entry.refunds)
-    });
+/// The book's entries by payment, of which one may have several when it was called by several keys.
+fn by_payment(book: impl IntoIterator<Item = (String, Entry)>) -> BTreeMap<String, Vec<Entry>> {
+    let mut payments: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+    for (key, entry) in book {
+        let payment = key.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+        payments.entry(payment).or_default().push(entry);
+    }
+    payments
+}
+
+/// Whether the rail may know this of a payment in this state: its money was moved once, by whatever keys, or not at all.
+fn fits(state: &str, entries: &[Entry]) -> bool {
+    let captures: u32 = entries.iter().map(|entry| entry.captures).sum();
+    let refunds: u32 = entries.iter().map(|entry| entry.refunds).sum();
+    let only = |standings: &[Standing]| entries.iter().all(|entry| standings.contains(&entry.standing));
     match state {
-        "CAPTURED" => moved == (Standing::Captured, 1, 0),
-        "REFUNDED" => moved == (Standing::Refunded, 1, 1),
-        "RELEASED" => matches!(moved, (Standing::None | Standing::Refused | Standing::Cancelled, 0, 0)),
-        "HELD" => moved == (Standing::None, 0, 0),
+        "CAPTURED" => (captures, refunds) == (1, 0),
+        "REFUNDED" => (captures, refunds) == (1, 1),
+        "RELEASED" => captures == 0 && only(&[Standing::None, Standing::Refused, Standing::Cancelled]),
+        "HELD" => captures == 0 && only(&[Standing::None]),
         _ => false,
     }
 }
@@ -259,13 +296,13 @@ fn tells(state: &str, kinds: &BTreeSet<&'static str>) -> bool {
 }
 
 /// What the topic of settlements tells of each payment.
-async fn told(stack: &Stack) -> Result<BTreeMap<String, BTreeSet<&'static str>>> {
-    let mut told: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+async fn told(stack: &Stack) -> Result<BTreeMap<String, Vec<Settlement>>> {
+    let mut told: BTreeMap<String, Vec<Settlement>> = BTreeMap::new();
     for record in crate::topics::read(stack, topics::SETTLEMENTS).await? {
-        anyhow::ensure!(record.payload.len() > PREFIX_BYTES, "a settlement is empty");
+        ensure!(record.payload.len() > PREFIX_BYTES, "a settlement is empty");
         let settlement: Settlement = checker::decode(&record)?;
         let key = format!("{}/{}", settlement.tenant, settlement.event_id);
-        told.entry(key).or_default().insert(settlement.kind.as_str());
+        told.entry(key).or_default().push(settlement);
     }
     Ok(told)
 }
@@ -318,12 +355,18 @@ mod tests {
             captures,
             refunds,
         };
-        assert!(fits("CAPTURED", Some(&entry(Standing::Captured, 1, 0))));
-        assert!(!fits("CAPTURED", Some(&entry(Standing::Captured, 2, 0))));
-        assert!(!fits("CAPTURED", None));
-        assert!(fits("RELEASED", None));
-        assert!(!fits("RELEASED", Some(&entry(Standing::Captured, 1, 0))));
-        assert!(!fits("LOST", None));
+        let captured = entry(Standing::Captured, 1, 0);
+        assert!(fits("CAPTURED", std::slice::from_ref(&captured)));
+        assert!(!fits("CAPTURED", &[captured.clone(), captured.clone()]), "by two keys");
+        assert!(!fits("CAPTURED", &[]));
+        assert!(fits("REFUNDED", &[entry(Standing::Refunded, 1, 1)]));
+        assert!(fits("RELEASED", &[]));
+        assert!(!fits("RELEASED", std::slice::from_ref(&captured)));
+        assert!(!fits("HELD", &[entry(Standing::Cancelled, 0, 0)]));
+        assert!(!fits("LOST", &[]));
+        let book = ["t/1", "t/1/77", "t/2"].map(|key| (key.to_owned(), captured.clone()));
+        let counts: Vec<usize> = by_payment(book).values().map(Vec::len).collect();
+        assert_eq!(counts, [2, 1]);
         assert!(tells("REFUNDED", &["CAPTURED", "REFUNDED"].into()));
         assert!(!tells("RELEASED", &["CAPTURED", "RELEASED"].into()));
         assert!(!tells("CAPTURED", &BTreeSet::new()));

@@ -25,6 +25,8 @@ const TICK: Duration = Duration::from_millis(10);
 const PAUSE_TICKS: u64 = 15;
 /// How long a row may stay PREPARED, and a decision on its way, when nothing is broken any more.
 const SETTLE: Duration = Duration::from_secs(10);
+/// For how long a subscriber that has everything listens on.
+const AFTERWARDS: Duration = Duration::from_millis(300);
 /// A slow subscriber takes so many decisions in each tick.
 const SLOW_TICK_DECISIONS: usize = 5;
 /// And its credit.
@@ -70,10 +72,14 @@ struct Progress {
     delays: Histogram<u64>,
 }
 
-/// No delays yet: those of decisions, in milliseconds from making an event to receiving its decision, to two digits.
+/// No delays yet: those of decisions, in milliseconds from making an event to receiving its decision, up to an hour and to two
+/// digits.
 pub fn no_delays() -> Histogram<u64> {
-    #[expect(clippy::expect_used, reason = "two digits are within a histogram's bounds")]
-    Histogram::new(2).expect("two digits")
+    #[expect(
+        clippy::expect_used,
+        reason = "an hour and two digits are within a histogram's bounds"
+    )]
+    Histogram::new_with_bounds(1, 3_600_000, 2).expect("valid bounds")
 }
 
 /// Payments that flow until told to stop.
@@ -501,6 +507,10 @@ async fn receive(
             Err(_nothing_comes) if wanted.is_some() => break,
             Err(_nothing_comes) => {}
         }
+    }
+    // What comes again after everything has come must be seen, too.
+    while let Ok(decision) = tokio::time::timeout(AFTERWARDS, subscriber.next()).await {
+        decisions.push(decision?.context("the subscription ended")?);
     }
     Ok(Received {
         decisions,

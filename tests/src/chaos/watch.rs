@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sluice_proto::topics;
@@ -108,7 +108,12 @@ async fn watch_epochs(url: String, mut stopped: oneshot::Receiver<()>) -> Vec<St
     let mut faults = Vec::new();
     loop {
         tokio::select! {
-            _told = &mut stopped => return faults,
+            _told = &mut stopped => {
+                if last.is_empty() {
+                    faults.push("nobody could look at the epochs".to_owned());
+                }
+                return faults;
+            }
             _tick = ticks.tick() => {}
         }
         if connection.is_none() {
@@ -170,6 +175,11 @@ fn watch_offsets(
             });
         }
     }
+    let seen = stands_since.len();
+    ensure!(
+        i32::try_from(seen)? == partitions,
+        "the ends of {seen} partitions of {partitions} could be looked at"
+    );
     Ok(())
 }
 
