@@ -5,6 +5,7 @@
 
 use std::time::UNIX_EPOCH;
 
+use anyhow::bail;
 use sqlx::{Connection, PgConnection};
 
 use crate::options::Detach;
@@ -30,20 +31,34 @@ pub(crate) fn detach(options: &Detach) -> anyhow::Result<String> {
         .unwrap_or_default()
         .as_secs_f64();
     let done = postgres::run(&options.postgres.url, async |connection| {
-        take_out(connection, part, before_s).await
+        take_out(connection, part, before_s, options.without_rail).await
     })?;
     Ok(match done {
-        Some((rows, name)) => format!("{rows} rows of partition {part} are in table {name}, which can be dropped\n"),
-        None => format!("partition {part} has no row that is old enough and settled\n"),
+        Done::Detached(rows, name) => {
+            format!("{rows} rows of partition {part} are in table {name}, which can be dropped\n")
+        }
+        Done::Nothing => format!("partition {part} has no row that is old enough and settled\n"),
+        Done::NoSaga => bail!(
+            "no saga has come to partition {part}, and a rail that is set up later captures what is in the ledger: where there \
+             will be none, say --without-rail"
+        ),
     })
 }
 
-/// Says how many rows went, and into which table.
+enum Done {
+    /// So many rows went into this table.
+    Detached(i64, String),
+    Nothing,
+    /// Nobody knows whether the payments are settled.
+    NoSaga,
+}
+
 async fn take_out(
     connection: &mut PgConnection,
     part: i32,
     before_s: f64,
-) -> Result<Option<(i64, String)>, sqlx::Error> {
+    without_rail: bool,
+) -> Result<Done, sqlx::Error> {
     let mut transaction = connection.begin().await?;
     sqlx::query(BOUNDS).execute(&mut *transaction).await?;
     let watermark: Option<i64> = sqlx::query_scalar(LOCK_OWNER)
@@ -54,13 +69,16 @@ async fn take_out(
         .bind(part)
         .fetch_optional(&mut *transaction)
         .await?;
+    if notified.is_none() && !without_rail {
+        return Ok(Done::NoSaga);
+    }
     let youngest: Option<i64> = sqlx::query_scalar(YOUNGEST)
         .bind(part)
         .bind(before_s)
         .fetch_one(&mut *transaction)
         .await?;
     let Some(below) = [watermark, notified, youngest].into_iter().flatten().min() else {
-        return Ok(None);
+        return Ok(Done::Nothing);
     };
     let old: i64 = sqlx::query_scalar("SELECT count(*) FROM ledger WHERE part = $1 AND off < $2")
         .bind(part)
@@ -68,7 +86,7 @@ async fn take_out(
         .fetch_one(&mut *transaction)
         .await?;
     if old == 0 {
-        return Ok(None);
+        return Ok(Done::Nothing);
     }
     let name = format!("ledger_p{part}_below_{below}");
     let swap = format!(
@@ -90,5 +108,5 @@ async fn take_out(
         .execute(&mut *transaction)
         .await?;
     transaction.commit().await?;
-    Ok(Some((old, name)))
+    Ok(Done::Detached(old, name))
 }

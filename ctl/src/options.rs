@@ -184,6 +184,9 @@ pub(crate) struct Detach {
     /// Rows that were written before this time, such as 2026-11-21T08:00:00Z
     #[arg(long, value_parser = time)]
     pub(crate) before: SystemTime,
+    /// There is no payment rail, and there will be none: rows go that no saga has settled
+    #[arg(long)]
+    pub(crate) without_rail: bool,
     #[command(flatten)]
     pub(crate) postgres: Postgres,
 }

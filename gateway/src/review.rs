@@ -136,6 +136,10 @@ fn checked(caller: &Caller, request: pb::SettleRequest) -> Result<Verdict, Failu
     if request.reason.len() > MAX_REASON_BYTES {
         return invalid("reason", "is longer than 1024 bytes", "shorten it");
     }
+    // Postgres has no room for it in a text.
+    if request.reason.contains('\0') {
+        return invalid("reason", "has a NUL character", "leave it out");
+    }
     let action = match SettleAction::try_from(request.action) {
         Ok(SettleAction::Approve) => Action::Approve,
         Ok(SettleAction::Decline) => Action::Decline,
@@ -212,11 +216,12 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_by_its_field() {
-        let broken: [fn(&mut pb::SettleRequest); 4] = [
+        let broken: [fn(&mut pb::SettleRequest); 5] = [
             |request| request.event_id.clear(),
             |request| request.account_id.clear(),
             |request| request.action = 9,
             |request| request.reason = "x".repeat(MAX_REASON_BYTES + 1),
+            |request| request.reason = "fraud\0".to_owned(),
         ];
         for change in broken {
             let mut request = request();

@@ -370,17 +370,11 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
-/// Connects to the database of this URL.
+/// Connects to the database of this URL, as every connection of the processor is made.
 pub(crate) async fn connect(url: &str) -> Result<PgConnection, Error> {
     const WHAT: &str = "accept a connection";
-    let options = options(url).map_err(failed(WHAT))?;
-    let connecting = timeout(TIMEOUT, PgConnection::connect_with(&options)).await;
-    connecting.map_err(|_| Error::Timeout(WHAT))?.map_err(failed(WHAT))
-}
-
-/// How every connection of the processor is made.
-pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
-    Ok(PgConnectOptions::from_str(url)?
+    let options = PgConnectOptions::from_str(url)
+        .map_err(failed(WHAT))?
         .application_name("sluice-processor")
         .options([
             ("idle_in_transaction_session_timeout", SILENT_TRANSACTION_MS.to_string()),
@@ -391,7 +385,9 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
             ("tcp_keepalives_count", "3".to_owned()),
             // The migrations' notices are of no interest.
             ("client_min_messages", "warning".to_owned()),
-        ]))
+        ]);
+    let connecting = timeout(TIMEOUT, PgConnection::connect_with(&options)).await;
+    connecting.map_err(|_| Error::Timeout(WHAT))?.map_err(failed(WHAT))
 }
 
 async fn prepare(connection: &mut PgConnection, topic: &str, owners: &[Owner], rows: &mut Rows) -> Result<(), Failure> {
@@ -412,7 +408,8 @@ async fn prepare(connection: &mut PgConnection, topic: &str, owners: &[Owner], r
     Ok(())
 }
 
-/// Rows are updated in the order of their partitions, so that two lanes in a takeover cannot wait for each other.
+/// Rows are given in the order of their partitions, so that two lanes in a takeover hardly ever wait for each other. Postgres
+/// promises no order; where they do wait, it refuses one of them, which takes over again.
 async fn set_watermarks(connection: &mut PgConnection, topic: &str, owners: &[Owner]) -> Result<(), Failure> {
     const SQL: &str = "UPDATE part_owner SET watermark = mine.watermark \
          FROM unnest($2::int[], $3::bigint[], $4::bigint[]) AS mine (part, epoch, watermark) \

@@ -490,6 +490,7 @@ impl Metrics {
         let result = match trouble {
             None => "answered",
             Some(Trouble::Transient) => "transient",
+            Some(Trouble::Rejected) => "rejected",
             Some(Trouble::Retriable) => "retriable",
             Some(Trouble::Unknown) => "unknown",
         };

@@ -21,8 +21,7 @@ use sluice_proto::event::PaymentRecord;
 use sluice_proto::features::AccountFeatures;
 use sluice_proto::settlement::{Settlement, Verdict};
 use sluice_proto::topics;
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
+use sqlx::Connection as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -43,8 +42,6 @@ use crate::warm_up;
 
 /// How long the lanes may take to finish their batches and leave, once the process is told to end.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
-/// How long Postgres may take to accept the connection that the migrations run on.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a later version of a schema must be able to read: everything that was ever stored.
 const COMPATIBILITY: &str = "BACKWARD_TRANSITIVE";
 
@@ -74,12 +71,12 @@ pub enum Error {
     /// The registry's id does not fit the wire format.
     #[error("the schema registry gave the id {0}, which the wire format has no room for")]
     SchemaId(u32),
-    /// Postgres cannot be reached, or is not as it should be.
+    /// Postgres cannot be reached.
+    #[error("the ledger's database cannot be used: {0}")]
+    Ledger(#[from] ledger::Error),
+    /// Postgres is not as it should be.
     #[error("the ledger's database cannot be used: {0}")]
     Postgres(#[from] sqlx::Error),
-    /// Postgres did not answer.
-    #[error("the ledger's database did not accept a connection within {} s", CONNECT_TIMEOUT.as_secs())]
-    PostgresTimeout,
     /// The ledger's tables.
     #[error("the ledger's tables cannot be brought up to date: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -391,9 +388,7 @@ fn register_schemas(registry: &Registry, topics: &Topics, features: bool) -> Res
 
 /// Applies the migrations; processes that start together wait for each other. Refuses another topic's database.
 async fn prepare_database(url: &str, topic: &str) -> Result<(), Error> {
-    let options = ledger::options(url)?;
-    let connecting = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options));
-    let mut connection = connecting.await.map_err(|_| Error::PostgresTimeout)??;
+    let mut connection = ledger::connect(url).await?;
     let mut migrations = sqlx::migrate!();
     // A processor of this version may start again while a later one is being deployed: what that has added is not in its
     // way, because migrations only add.

@@ -8,6 +8,8 @@ use super::machine::Trouble;
 
 /// First and longest wait after a call that never arrived. The breaker waits longer when this goes on.
 const TRANSIENT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// After a call that the rail does not take, until somebody mends that.
+const REJECTED: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 /// After the rail's word that it did nothing, or an answer that leads nowhere.
 const RETRIABLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(60));
 /// After a call whose outcome is not known: the question how it stands costs nothing.
@@ -17,6 +19,7 @@ const UNKNOWN: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub(crate) fn wait(trouble: Trouble, attempts: u16, chance: f64) -> Duration {
     let (first, longest) = match trouble {
         Trouble::Transient => TRANSIENT,
+        Trouble::Rejected => REJECTED,
         Trouble::Retriable => RETRIABLE,
         Trouble::Unknown => UNKNOWN,
     };

@@ -63,7 +63,8 @@ pub(crate) fn ask(
             Ok(ended) => ended,
             Err(panic) => std::panic::resume_unwind(panic),
         };
-        breaker.ended(since.elapsed(), done.is_ok());
+        // A rail that does not take a call is there, and may take others.
+        breaker.ended(since.elapsed(), matches!(done, Ok(_) | Err(Trouble::Rejected)));
         metrics.rail_called(operation, done.as_ref().err().copied(), took);
         for (place, job) in call.iter().enumerate() {
             answers[*job] = Some(match &done {
@@ -100,7 +101,36 @@ fn plan(jobs: &[Job], allowed: Allowance) -> Vec<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::super::breaker::Mode;
     use super::*;
+
+    /// A rail that says the same to every call.
+    struct Says(Result<Standing, Trouble>);
+
+    impl Rail for Says {
+        fn call(&self, _operation: Operation, orders: &[Order]) -> Result<Vec<Standing>, Trouble> {
+            self.0.map(|standing| vec![standing; orders.len()])
+        }
+    }
+
+    #[test]
+    fn a_rail_that_rejects_calls_is_there_and_one_that_is_away_is_not() {
+        let metrics = Metrics::register(&mut Registry::default());
+        for (answer, mode) in [
+            (Err(Trouble::Rejected), Mode::Closed),
+            (Err(Trouble::Transient), Mode::Open),
+            (Ok(Standing::Refunded), Mode::Closed),
+        ] {
+            let mut breaker = Breaker::new(Duration::from_secs(60));
+            let refund = jobs(&[Operation::Refund]);
+            for _call in 0..20 {
+                ask(&Says(answer), &mut breaker, Instant::now(), &metrics, &refund);
+            }
+            assert_eq!(breaker.mode(), mode, "{answer:?}");
+        }
+    }
 
     fn jobs(operations: &[Operation]) -> Vec<Job> {
         let job = |operation: &Operation| Job {

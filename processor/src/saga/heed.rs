@@ -13,6 +13,18 @@ use super::store::{Open, Round, Step};
 use super::verdicts::Heard;
 use super::work::{Error, Session};
 
+/// How far a partition is when somebody says something of one of its payments.
+#[derive(Clone, Copy)]
+struct Now {
+    /// By the partition's clock.
+    ms: i64,
+    /// Payments below are settled.
+    settled: i64,
+    /// Rows below are committed.
+    watermark: i64,
+    epoch: i64,
+}
+
 impl Session<'_> {
     /// Heeds what was said since the last round.
     pub(super) fn heed(&mut self) -> Result<bool, Error> {
@@ -36,7 +48,12 @@ impl Session<'_> {
         };
         part.position.verdicts = heard.off + 1;
         round.positions.push(part.position);
-        let (now_ms, settled, epoch) = (part.now_ms(), part.position.settled, part.position.epoch);
+        let now = Now {
+            ms: part.now_ms(),
+            settled: part.position.settled,
+            watermark: part.watermark,
+            epoch: part.position.epoch,
+        };
         let Some(verdict) = heard.verdict else {
             self.settings.metrics.verdict("unreadable");
             return Ok(());
@@ -47,7 +64,7 @@ impl Session<'_> {
             Action::Decline => ("VERDICT", Word::Decline),
             Action::Cancel => ("CANCEL", Word::Cancel),
         };
-        let taken = self.take_word((part, &tenant, id), step, word, (now_ms, settled, epoch), round)?;
+        let taken = self.take_word((part, &tenant, id), step, word, now, round)?;
         let result = if taken { "taken" } else { "late" };
         self.settings.metrics.verdict(result);
         tracing::info!(partition = part, tenant, event_id = %id, step, actor = verdict.actor, result, "verdict");
@@ -65,14 +82,14 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Says whether the word is the first of its kind and not too late. One about a payment that is not settled yet waits
-    /// for it.
+    /// Says whether the word is the first of its kind, not too late, and not a verdict on what is no review. One about a payment
+    /// that is not settled yet waits for it.
     fn take_word(
         &mut self,
         (part, tenant, id): (i32, &str, Uuid),
         step: &'static str,
         word: Word,
-        (now_ms, settled, epoch): (i64, i64, i64),
+        now: Now,
         round: &mut Round,
     ) -> Result<bool, Error> {
         let in_round =
@@ -89,19 +106,25 @@ impl Session<'_> {
         }
         if let Some(mut row) = self.store.find(part, tenant, id)? {
             // Who asked the rail last may be somebody else; see `Payment::in_doubt`.
-            if row.epoch != epoch {
+            if row.epoch != now.epoch {
                 row.payment = row.payment.in_doubt();
             }
             let mattered = row.payment.hear(word);
             if mattered {
-                (row.due_ms, row.epoch) = (now_ms, epoch);
+                (row.due_ms, row.epoch) = (now.ms, now.epoch);
                 round.rows.push(row);
             }
             return Ok(mattered);
         }
-        let Some(decided) = self.store.find_decided(part, tenant, id, settled)? else {
+        let Some(decided) = self.store.find_decided(part, tenant, id, now.watermark)? else {
             return Ok(true);
         };
+        if word != Word::Cancel && decided.outcome != "REVIEW" {
+            return Ok(false);
+        }
+        if decided.subject.off >= now.settled {
+            return Ok(true);
+        }
         // It was settled without a row: captured or released.
         let mut payment = Payment::at(if decided.outcome == "APPROVE" {
             Stage::Captured
@@ -113,8 +136,8 @@ impl Session<'_> {
             round.rows.push(Open {
                 subject: decided.subject,
                 payment,
-                due_ms: now_ms,
-                epoch,
+                due_ms: now.ms,
+                epoch: now.epoch,
             });
         }
         Ok(mattered)

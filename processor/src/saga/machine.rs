@@ -92,8 +92,10 @@ pub(crate) enum Standing {
 /// Why a call brought no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Trouble {
-    /// It never reached the rail, or the rail does not know it as a call.
+    /// It never reached the rail.
     Transient,
+    /// The rail does not know it as a call, or does not allow it.
+    Rejected,
     /// The rail says that it did nothing, and that it may be asked again.
     Retriable,
     /// It may have been done.
@@ -214,9 +216,10 @@ impl Payment {
     /// The call brought no answer.
     pub(crate) fn failed(&mut self, trouble: Trouble) {
         match trouble {
-            // What never reached the rail is no attempt: an outage must not release what waits for its end.
-            Trouble::Transient => {}
-            Trouble::Retriable => self.count(),
+            // That is no attempt at a capture: neither an outage nor a mistake in how the rail is set up must release what waits
+            // for its end.
+            Trouble::Transient | Trouble::Rejected if self.stage == Stage::Capturing => {}
+            Trouble::Transient | Trouble::Rejected | Trouble::Retriable => self.count(),
             Trouble::Unknown => {
                 self.doubt = true;
                 self.count();

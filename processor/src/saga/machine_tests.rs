@@ -234,6 +234,17 @@ fn an_unknown_outcome_is_asked_for_before_anything_else() {
 }
 
 #[test]
+fn what_the_rail_rejects_is_an_attempt_at_all_but_a_capture() {
+    for (stage, attempts) in [(Stage::Capturing, 0), (Stage::Releasing, 3), (Stage::Refunding, 3)] {
+        let mut payment = Payment::at(stage);
+        for _call in 0..3 {
+            payment.failed(Trouble::Rejected);
+        }
+        assert_eq!((payment.stage, payment.attempts), (stage, attempts));
+    }
+}
+
+#[test]
 fn an_outage_releases_nothing_and_refusals_do() {
     let mut payment = Payment::at(Stage::Capturing);
     for _call in 0..1_000 {

@@ -99,7 +99,7 @@ impl Rail for HttpRail {
             // It is not understood, or not allowed: a mistake in how the rail is set up, and none of the payment's.
             400..500 => {
                 tracing::error!(url, status, "the rail does not take calls");
-                return Err(Trouble::Transient);
+                return Err(Trouble::Rejected);
             }
             _ => return Err(Trouble::Unknown),
         }

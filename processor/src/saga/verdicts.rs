@@ -91,6 +91,10 @@ impl Verdicts {
                         continue;
                     };
                     let verdict = match self.versions.read(&message) {
+                        Ok(verdict) if has_nul(&verdict) => {
+                            tracing::error!(partition = part, offset = off, "a verdict has a NUL character");
+                            None
+                        }
                         Ok(verdict) => Some(verdict),
                         Err(Failure::Registry(error)) => return Err(error.into()),
                         Err(Failure::Letter { error, .. }) => {
@@ -153,6 +157,12 @@ impl Verdicts {
         }
         self.consumer.assign(&list).map_err(control)
     }
+}
+
+/// Whether a text has the one character that Postgres has no room for. Whoever may write to Kafka may write it.
+fn has_nul(verdict: &Verdict) -> bool {
+    let texts = [&verdict.tenant, &verdict.actor, &verdict.reason];
+    texts.into_iter().any(|text| text.contains('\0'))
 }
 
 /// Whether a position is not among what is kept.

@@ -55,7 +55,7 @@ pub(super) struct Part {
     /// When the position's clock was right.
     read_at: Instant,
     /// Rows below are committed.
-    watermark: i64,
+    pub(super) watermark: i64,
     /// An earlier runner may have asked for so many of the next payments: their standing is asked for first.
     suspect: usize,
 }

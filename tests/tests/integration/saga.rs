@@ -13,7 +13,7 @@ use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::Session;
 use sluice_tests::stack::{Options, Stack, Tenant};
 use sluice_tests::subscription::Subscription;
-use sluice_tests::{checker, events, ledger, wait};
+use sluice_tests::{checker, events, ledger, topics, wait};
 use sqlx::PgConnection;
 
 /// Seconds that a review waits.
@@ -69,6 +69,17 @@ async fn enters(connection: &mut PgConnection, event: &pb::Event, state: &str) -
         Ok(found.filter(|found| found == state).map(drop))
     })
     .await
+}
+
+fn part_of(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+/// Replaces the first such part by another of its length.
+fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> Result<()> {
+    let at = part_of(bytes, from).context("it is not in there")?;
+    bytes[at..at + from.len()].copy_from_slice(to);
+    Ok(())
 }
 
 async fn count(connection: &mut PgConnection, query: &str) -> Result<i64> {
@@ -130,6 +141,12 @@ fn without_a_rail_everything_stays_reserved() {
         ledger::settled(&mut connection).await?;
         let sample = money::sample(&mut connection).await?;
         assert_eq!((sample.reserved, sample.held, sample.broken), (1_234_000, 1_234_000, 0));
+        // A rail that is set up later is to find them.
+        let postgres = stack.database_url()?;
+        let line = ["ledger", "detach", "--partition", "0", "--postgres", &postgres];
+        let refused = stack.sluicectl(&[&line[..], &["--before", "2020-01-01T00:00:00Z"]].concat());
+        let told = refused.err().context("rows were detached that nobody has settled")?;
+        ensure!(format!("{told:#}").contains("--without-rail"), "{told:#}");
         Ok(())
     });
 }
@@ -161,6 +178,16 @@ fn a_review_ends_by_the_first_word_or_by_its_deadline() {
         let line = ["review", "decline", &tenant.name, "rich-1", &declined.event_id];
         let options = ["--reason", "stolen", "--actor", "desk", "--registry", &registry];
         stack.sluicectl(&[&line[..], &options[..]].concat())?;
+        // Somebody who writes to Kafka says what Postgres has no room for.
+        let said = topics::read(stack, sluice_proto::topics::VERDICTS).await?;
+        let mut forged = said
+            .into_iter()
+            .find(|record| part_of(&record.payload, b"stolen").is_some());
+        let forged = forged.as_mut().context("the verdict is in the topic")?;
+        replace(&mut forged.payload, b"stolen", b"st\0len")?;
+        let nobodys = uuid::Uuid::now_v7().to_string();
+        replace(&mut forged.payload, declined.event_id.as_bytes(), nobodys.as_bytes())?;
+        topics::write_again(stack, sluice_proto::topics::VERDICTS, vec![forged.clone()]).await?;
         enters(&mut connection, approved, "CAPTURED").await?;
         for event in [declined, cancelled, twice] {
             enters(&mut connection, event, "RELEASED").await?;
@@ -264,6 +291,10 @@ fn a_rail_that_is_away_holds_everything_and_meets_no_herd_when_it_is_back() {
         let mut connection = ledger::connect(stack).await?;
         let sample = money::sample(&mut connection).await?;
         assert_eq!((sample.captured, sample.broken), (0, 0));
+        // A verdict is one of a review: of an approved payment it says nothing, also while that waits for the rail.
+        let newest = "SELECT account_id, event_id::text FROM ledger ORDER BY off DESC LIMIT 1";
+        let (account, id): (String, String) = sqlx::query_as(newest).fetch_one(&mut connection).await?;
+        money::settle(stack, &tenant, (&account, &id), SettleAction::Decline).await?;
         assert_eq!(
             count(&mut connection, "SELECT count(*) FROM saga").await?,
             0,
@@ -304,6 +335,8 @@ fn a_rail_that_is_away_holds_everything_and_meets_no_herd_when_it_is_back() {
         .await?;
         let states = reconciled(stack, &rail, &mut connection).await?;
         assert_eq!(states.get("CAPTURED"), Some(&2_000));
+        let judged_again = "SELECT count(*) FROM predictions WHERE version = 2";
+        assert_eq!(count(&mut connection, judged_again).await?, 0);
         let load = rail.load().await?;
         let after = load.range(back..).map(|(_, load)| load.payments);
         // Probes, then a hundred in the first second and twice as many in each that follows; a second of the wall clock has
