@@ -4,19 +4,25 @@ import type { DescMessage, MessageInitShape, MessageShape } from "@bufbuild/prot
 import type { GenService } from "@bufbuild/protobuf/codegenv2";
 import type * as grpc from "@grpc/grpc-js";
 
+import type { AuditService } from "../gen/sluice/v1/audit_pb.js";
 import type { DecisionService } from "../gen/sluice/v1/decisions_pb.js";
 import type { IngestService } from "../gen/sluice/v1/ingest_pb.js";
+import type { ReviewService } from "../gen/sluice/v1/review_pb.js";
 import type { SchemaService } from "../gen/sluice/v1/schema_pb.js";
 
 export * from "../gen/google/type/money_pb.js";
+export * from "../gen/sluice/v1/audit_pb.js";
 export * from "../gen/sluice/v1/decision_pb.js";
 export * from "../gen/sluice/v1/decisions_pb.js";
 export * from "../gen/sluice/v1/event_pb.js";
 export * from "../gen/sluice/v1/ingest_pb.js";
+export * from "../gen/sluice/v1/review_pb.js";
 export * from "../gen/sluice/v1/schema_pb.js";
 
+export const AuditClient: Client<typeof AuditService>;
 export const DecisionClient: Client<typeof DecisionService>;
 export const IngestClient: Client<typeof IngestService>;
+export const ReviewClient: Client<typeof ReviewService>;
 export const SchemaClient: Client<typeof SchemaService>;
 
 type Client<Service> =
