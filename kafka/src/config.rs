@@ -49,8 +49,8 @@ pub const SESSION_TIMEOUT_MS: u32 = 6_000;
 /// Heartbeats per session timeout. Many more than may be lost: a member learns of a rebalance from the answer to its next one,
 /// and the partitions of a member that left rest until then.
 pub const HEARTBEATS_PER_SESSION: u32 = 12;
-/// How long a group member may go without polling, in milliseconds. A takeover that replays a partition's history does
-/// not poll meanwhile.
+/// How long a group member may go without polling, in milliseconds. A takeover that replays a partition's history polls
+/// twice a second meanwhile.
 pub const MAX_POLL_INTERVAL_MS: u32 = 300_000;
 /// How long a broker may hold a fetch that finds nothing, in milliseconds. It answers at once when a record arrives, but
 /// a newly assigned or resumed partition waits for the fetch that is under way.

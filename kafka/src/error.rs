@@ -275,7 +275,8 @@ pub enum Registry {
 }
 
 impl Registry {
-    /// Whether the same request may succeed later. Such an error is never cached.
+    /// Whether the same request may succeed in a moment. Such an error is never cached. What is not retriable may pass all
+    /// the same, once somebody has put credentials or a proxy right.
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Unreachable { .. } => true,

@@ -7,6 +7,9 @@ use sluice_proto::headers;
 
 use crate::world::Record;
 
+/// Most bytes of an error in words: it may quote the record, and the letter must fit whatever the record says.
+const MAX_ERROR_BYTES: usize = 1_024;
+
 /// Why a record is a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
@@ -39,6 +42,7 @@ impl Kind {
 pub(crate) fn letter_headers(message: &impl Record, kind: Kind, error: &str, with_own: bool) -> OwnedHeaders {
     let own = if with_own { message.detached_headers() } else { None };
     let retries = retries(message).to_string();
+    let error = &error[..error.floor_char_boundary(MAX_ERROR_BYTES)];
     let text = |key, value| Header {
         key,
         value: Some(value),
@@ -59,4 +63,29 @@ fn retries(message: &impl Record) -> u32 {
         .ok()
         .and_then(|[count]| sluice_kafka::headers::text(count)?.parse().ok());
     count.unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::Timestamp;
+    use rdkafka::message::OwnedMessage;
+
+    use super::*;
+
+    /// What the letter about this error says.
+    fn told(error: &str) -> String {
+        let message = OwnedMessage::new(None, None, "payments".to_owned(), Timestamp::NotAvailable, 3, 7, None);
+        let letter = letter_headers(&message, Kind::Deserialization, error, true);
+        let [told] = sluice_kafka::headers::read(Some(&letter), [headers::ERROR]).expect("readable");
+        sluice_kafka::headers::text(told).expect("text").to_owned()
+    }
+
+    #[test]
+    fn a_long_error_is_cut_between_characters() {
+        assert_eq!(told("short"), "short");
+        let whole = "x".repeat(MAX_ERROR_BYTES);
+        assert_eq!(told(&whole), whole);
+        let long = format!("x{}", "é".repeat(MAX_ERROR_BYTES));
+        assert_eq!(told(&long), &long[..MAX_ERROR_BYTES - 1]);
+    }
 }

@@ -17,6 +17,8 @@ use crate::dead_letter::Kind;
 use crate::rules::RuleSet;
 
 const MICROS_PER_MILLI: i64 = 1_000;
+/// Longest trace context that is passed on, in bytes: it goes into a header of the decision, which has to fit. W3C's has 55.
+const MAX_TRACEPARENT_BYTES: usize = 64;
 
 /// What a record of the payments topic is.
 #[derive(Debug)]
@@ -43,7 +45,7 @@ pub(crate) struct Input {
 pub(crate) enum Failure {
     /// It never can: it is a dead letter.
     Letter { kind: Kind, error: String },
-    /// The schema registry cannot be asked now.
+    /// The schema registry does not say now what the record's schema is.
     Registry(error::Registry),
 }
 
@@ -80,8 +82,10 @@ impl<T: avro::Record> Versions<T> {
         let number = u32::try_from(id).map_err(|_| unreadable(format!("schema id {id} is negative")))?;
         match self.registry.schema_by_id(number) {
             Ok(schema) => self.avro.learn(id, &schema).map_err(unreadable),
-            Err(error) if error.is_retriable() => Err(Failure::Registry(error)),
-            Err(error) => Err(unreadable(error)),
+            // Whoever may write here may forge an id, which must not stop a lane. No other answer is about the record: what
+            // is wrong with the registry, its credentials or a proxy today may be right when the record is replayed.
+            Err(error) if error.is_not_found() => Err(unreadable(error)),
+            Err(error) => Err(Failure::Registry(error)),
         }
     }
 }
@@ -117,10 +121,9 @@ impl Decoder {
             kind: Kind::Validation,
             error: violation.to_string(),
         })?;
-        Ok(Record::Payment(Input {
-            payment: payment.into_record(),
-            appended_at,
-        }))
+        let mut payment = payment.into_record();
+        payment.traceparent = payment.traceparent.filter(|text| text.len() <= MAX_TRACEPARENT_BYTES);
+        Ok(Record::Payment(Input { payment, appended_at }))
     }
 }
 
@@ -151,9 +154,102 @@ fn unreadable(error: impl ToString) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use rdkafka::Timestamp;
+    use rdkafka::message::OwnedMessage;
+    use sluice_proto::avro::Encoder;
+
     use super::*;
     use crate::rules::BUILT_IN;
+    use crate::testing::{T0, payment};
+
+    const SCHEMA: i32 = 1;
+
+    /// A decoder that asks a registry for every schema but its own.
+    fn decoder_with(registry: &str) -> Decoder {
+        let registry = Registry::with_patience(registry, Duration::ZERO);
+        Decoder::new(SCHEMA, Arc::new(registry)).expect("the schema is ours")
+    }
+
+    /// A decoder that asks nobody.
+    pub(crate) fn decoder() -> Decoder {
+        decoder_with("http://127.0.0.1:1")
+    }
+
+    /// A payment as it stands in partition 0.
+    pub(crate) fn record(payment: &PaymentRecord, offset: i64) -> OwnedMessage {
+        written(payment, offset, SCHEMA)
+    }
+
+    fn written(payment: &PaymentRecord, offset: i64, schema_id: i32) -> OwnedMessage {
+        let mut bytes = Vec::new();
+        let encoder = Encoder::new(schema_id).expect("the schema is ours");
+        encoder.encode(payment, &mut bytes).expect("it fits");
+        let (topic, time) = ("payments".to_owned(), Timestamp::CreateTime(T0 / MICROS_PER_MILLI));
+        OwnedMessage::new(Some(bytes), None, topic, time, 0, offset, None)
+    }
+
+    /// A registry that answers one request like this.
+    fn registry(status: u16, body: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        std::thread::spawn(move || {
+            let (mut stream, _address) = listener.accept().expect("accept");
+            let request = BufReader::new(stream.try_clone().expect("clone")).lines();
+            let read = request.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty()));
+            assert!(read.count() > 0, "nothing was asked");
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 {status} -\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+            )
+            .expect("answer");
+        });
+        url
+    }
+
+    #[test]
+    fn only_a_schema_that_is_not_found_makes_a_dead_letter() {
+        for (status, body, is_letter) in [
+            (404, r#"{"error_code":40403,"message":"Schema not found"}"#, true),
+            (401, "", false),
+            (403, "", false),
+            (409, "", false),
+            (503, "", false),
+            (200, "<html>sign in</html>", false),
+        ] {
+            let mut decoder = decoder_with(&registry(status, body));
+            let message = written(&payment(), 0, SCHEMA + 1);
+            let refused = decoder.decode(&message).expect_err("unknown");
+            assert_eq!(
+                matches!(refused, Failure::Letter { .. }),
+                is_letter,
+                "{status}: {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_trace_context_that_is_too_long_for_one_is_none() {
+        let with = |traceparent: String| {
+            let traceparent = Some(traceparent);
+            let payment = PaymentRecord {
+                traceparent,
+                ..payment()
+            };
+            match decoder().decode(&record(&payment, 0)).expect("a payment") {
+                Record::Payment(input) => input.payment.traceparent,
+                Record::Rules(_) => panic!("a rule set"),
+            }
+        };
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned();
+        assert_eq!(with(good.clone()), Some(good));
+        assert_eq!(with("0".repeat(999_000)), None);
+    }
 
     fn error_of(control: &str, document: Option<&[u8]>) -> Option<(Kind, String)> {
         match rule_set(control.as_bytes(), document) {

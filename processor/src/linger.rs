@@ -49,7 +49,7 @@ impl Controller {
     }
 
     /// Takes in a batch that was committed, by the delay of its oldest payment. At the end of a window it sets the linger,
-    /// and tells the 99th percentile of the window's delays, which is no less than that of all its payments.
+    /// and tells the 99th percentile of the window's delays.
     pub(crate) fn observe(&mut self, delay: Duration) -> Option<Duration> {
         self.delays.push(delay);
         if self.delays.len() < WINDOW_BATCHES {

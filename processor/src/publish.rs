@@ -415,8 +415,8 @@ impl Transactions for Publisher {
 }
 
 /// Sends a record on as it came, into the partition of the same number. A record so large that it does not fit once our
-/// headers are added goes without its payload and headers: it still stands where the letter says, and it must not stop
-/// the lane.
+/// headers are added goes without its key, payload and headers: it still stands where the letter says, and it must not
+/// stop the lane.
 fn send_original(
     producer: &BaseProducer<Context>,
     topic: &str,
@@ -427,7 +427,7 @@ fn send_original(
         let mut record = BaseRecord::<[u8], [u8]>::to(topic)
             .partition(message.partition())
             .headers(with_headers(whole));
-        if let Some(key) = message.key() {
+        if let Some(key) = message.key().filter(|_| whole) {
             record = record.key(key);
         }
         if let Some(payload) = message.payload().filter(|_| whole) {
@@ -444,4 +444,51 @@ fn send_original(
 
 fn step(step: &'static str) -> impl Fn(KafkaError) -> error::Producer {
     move |cause| error::Producer::Transaction { step, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::OwnedMessage;
+    use rdkafka::{ClientConfig, Timestamp};
+
+    use super::*;
+    use crate::dead_letter::Kind;
+
+    /// More than librdkafka sends in one record.
+    const TOO_LARGE: usize = 1_000_001;
+
+    /// A producer that reaches no broker: what does not fit is refused before anything is sent.
+    fn producer() -> BaseProducer<Context> {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1");
+        let context = Context {
+            errors: metrics::Metrics::default().producer("payments.dlq"),
+        };
+        BaseProducer::from_config_and_context(&config, context).expect("a producer")
+    }
+
+    #[test]
+    fn a_letter_fits_whatever_is_too_large() {
+        let producer = producer();
+        let large = || Some(vec![b'x'; TOO_LARGE]);
+        let (small, long) = (|| Some(b"small".to_vec()), "x".repeat(TOO_LARGE));
+        let headers = OwnedHeaders::new().insert(Header {
+            key: headers::CONTROL,
+            value: Some(long.as_str()),
+        });
+        let cases = [
+            ("nothing", small(), small(), None),
+            ("its value", large(), small(), None),
+            ("its key", small(), large(), None),
+            ("its headers", small(), small(), Some(headers.clone())),
+            ("all of it", large(), large(), Some(headers)),
+        ];
+        for (what, payload, key, headers) in cases {
+            let topic = "payments".to_owned();
+            let message = OwnedMessage::new(payload, key, topic, Timestamp::NotAvailable, 0, 7, headers);
+            let with_headers = |own| letter_headers(&message, Kind::Deserialization, &long, own);
+            let sent = send_original(&producer, "payments.dlq", &message, with_headers);
+            assert!(sent.is_ok(), "{what}: {sent:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
@@ -25,6 +25,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const RECORDS_PER_LOOK: u64 = 1_000;
 /// How often a long replay says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How long the end of a partition may take to read.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the log may give nothing before the replay is given up, to be tried again.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -100,60 +102,56 @@ pub(crate) fn rebuild<W: World>(
     decoder: &mut Decoder,
     states: &mut BTreeMap<i32, (Replayed, i64)>,
     progress: impl Fn(i64),
-    mut goes_on: impl FnMut() -> bool,
+    goes_on: impl FnMut() -> bool,
 ) -> Result<u64, Error> {
-    let behind = |(_, (replayed, target)): &(&i32, &(Replayed, i64))| replayed.next < *target;
-    let start: Vec<(i32, i64)> = states
-        .iter()
-        .filter(behind)
-        .map(|(partition, (replayed, _))| (*partition, replayed.next))
-        .collect();
-    let mut open = start.len();
-    if open == 0 {
+    if !states.values().any(is_behind) {
         return Ok(0);
     }
     let reader = world.reader(topic, Isolation::ReadCommitted)?;
-    reader.read_from(start)?;
+    read(&reader, || world.now(), decoder, states, progress, goes_on)
+}
+
+/// The same with a reader of the topic and a clock.
+fn read(
+    reader: &impl Reader,
+    now: impl Fn() -> Instant,
+    decoder: &mut Decoder,
+    states: &mut BTreeMap<i32, (Replayed, i64)>,
+    progress: impl Fn(i64),
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<u64, Error> {
+    let mut reading = Reading::new(reader, states);
+    reading.start()?;
     let mut records = 0;
-    let [mut last_record, mut last_ask, mut last_told] = [world.now(); 3];
-    while open > 0 {
+    let [mut last_record, mut last_ask, mut last_told] = [now(); 3];
+    while reading.open > 0 {
         let polled = reader.poll(POLL);
-        let quiet = polled.is_none();
-        let ended = match polled {
+        let is_record = matches!(polled, Some(Ok(_)));
+        match polled {
             Some(Ok(message)) => {
                 records += 1;
                 if records % RECORDS_PER_LOOK == 1 {
-                    last_record = world.now();
+                    last_record = now();
                 }
-                apply(&message, decoder, states)?
+                reading.apply(&message, decoder)?;
             }
-            Some(Err(KafkaError::PartitionEOF(partition))) => Some(partition),
+            Some(Err(KafkaError::PartitionEOF(partition))) => reading.end(partition)?,
             Some(Err(source)) => {
                 let error = error::Consumer::Poll(source);
                 if !error.is_retriable() {
                     return Err(error.into());
                 }
                 tracing::warn!(%error, "replay goes on");
-                None
             }
-            None => None,
-        };
-        if let Some(partition) = ended
-            && let Some((replayed, target)) = states.get_mut(&partition)
-            && replayed.next < *target
-        {
-            // Offsets may be missing before the target, but nothing is after it in the state.
-            replayed.next = *target;
-            open -= 1;
-            reader.pause(partition)?;
+            None => reading.ask_ends()?,
         }
-        if !quiet && records % RECORDS_PER_LOOK != 0 {
+        if is_record && records % RECORDS_PER_LOOK != 0 {
             continue;
         }
-        let now = world.now();
+        let now = now();
         if now.duration_since(last_ask) > ASK_EVERY {
             last_ask = now;
-            let left = left(states);
+            let left = reading.left();
             progress(left);
             if now.duration_since(last_told) > TELL_EVERY {
                 last_told = now;
@@ -171,41 +169,243 @@ pub(crate) fn rebuild<W: World>(
     Ok(records)
 }
 
-/// How many offsets are to be read yet.
-fn left(states: &BTreeMap<i32, (Replayed, i64)>) -> i64 {
-    states.values().map(|(replayed, target)| target - replayed.next).sum()
+/// Whether a state is not at its target yet.
+fn is_behind((replayed, target): &(Replayed, i64)) -> bool {
+    replayed.next < *target
 }
 
-/// Takes one record in. Gives the partition when this was the last one before its target.
-fn apply(
-    message: &impl Message,
-    decoder: &mut Decoder,
-    states: &mut BTreeMap<i32, (Replayed, i64)>,
-) -> Result<Option<i32>, Error> {
-    let partition = message.partition();
-    let Some((replayed, target)) = states.get_mut(&partition) else {
-        return Ok(None);
-    };
-    if replayed.next >= *target {
-        return Ok(None);
-    }
-    if message.offset() < *target {
-        match decoder.decode(message) {
-            Ok(Record::Payment(input)) => {
-                replayed.state.observe(&input.payment, input.appended_at);
-                replayed.state.merge();
-            }
-            Ok(Record::Rules(rules)) => {
-                replayed.state.apply(rules);
-                replayed.state.merge();
-            }
-            Err(Failure::Letter { .. }) => {}
-            Err(Failure::Registry(error)) => return Err(error.into()),
+/// The partitions that are read, each up to its target.
+struct Reading<'s, R> {
+    reader: &'s R,
+    states: &'s mut BTreeMap<i32, (Replayed, i64)>,
+    /// How many of them are behind.
+    open: usize,
+    /// Those that were said to end before their target: up to where they had been read then, and whether it was heard since
+    /// that there is more.
+    ended: BTreeMap<i32, (i64, bool)>,
+}
+
+impl<'s, R: Reader> Reading<'s, R> {
+    fn new(reader: &'s R, states: &'s mut BTreeMap<i32, (Replayed, i64)>) -> Self {
+        let open = states.values().filter(|it| is_behind(it)).count();
+        let ended = BTreeMap::new();
+        Self {
+            reader,
+            states,
+            open,
+            ended,
         }
     }
-    if message.offset() + 1 >= *target {
-        return Ok(Some(partition));
+
+    /// Reads whatever is behind from where it is.
+    fn start(&self) -> Result<(), error::Consumer> {
+        let behind = self.states.iter().filter(|(_, it)| is_behind(it));
+        let from = behind.map(|(partition, (replayed, _))| (*partition, replayed.next));
+        self.reader.read_from(from)
     }
-    replayed.next = message.offset() + 1;
-    Ok(None)
+
+    /// Takes one record in.
+    fn apply(&mut self, message: &impl Message, decoder: &mut Decoder) -> Result<(), Error> {
+        let partition = message.partition();
+        let Some((replayed, target)) = self.states.get_mut(&partition) else {
+            return Ok(());
+        };
+        if replayed.next >= *target {
+            return Ok(());
+        }
+        if message.offset() < *target {
+            match decoder.decode(message) {
+                Ok(Record::Payment(input)) => {
+                    replayed.state.observe(&input.payment, input.appended_at);
+                    replayed.state.merge();
+                }
+                Ok(Record::Rules(rules)) => {
+                    replayed.state.apply(rules);
+                    replayed.state.merge();
+                }
+                Err(Failure::Letter { .. }) => {}
+                Err(Failure::Registry(error)) => return Err(error.into()),
+            }
+        }
+        if message.offset() + 1 >= *target {
+            self.finish(partition)?;
+        } else {
+            replayed.next = message.offset() + 1;
+        }
+        Ok(())
+    }
+
+    /// Nothing more of a partition comes before its target.
+    fn finish(&mut self, partition: i32) -> Result<(), error::Consumer> {
+        let Some((replayed, target)) = self.states.get_mut(&partition) else {
+            return Ok(());
+        };
+        // Offsets may be missing before the target, but nothing is after it in the state.
+        replayed.next = *target;
+        self.open -= 1;
+        self.reader.pause(partition)
+    }
+
+    /// Takes in that a partition is said to end where it has been read up to. Whoever has just become its leader may say so
+    /// until the other replicas have told how much they have, although a lane was given more by the leader before. So it
+    /// counts only when the leader is known to have more and still gives nothing: then what is left before the target are no
+    /// records, but markers of transactions, or what was aborted or deleted.
+    fn end(&mut self, partition: i32) -> Result<(), error::Consumer> {
+        let next = match self.states.get(&partition) {
+            Some(it) if is_behind(it) => it.0.next,
+            _ => return Ok(()),
+        };
+        if self.ended.insert(partition, (next, false)) == Some((next, true)) {
+            self.finish(partition)?;
+        }
+        Ok(())
+    }
+
+    /// When nothing comes, asks where those end that were said to end before their target, which no leader answers before
+    /// it knows (KIP-207). Reads again what has more; what is not answered is asked again.
+    fn ask_ends(&mut self) -> Result<(), error::Consumer> {
+        let mut has_more = false;
+        for (partition, (next, heard)) in self.ended.clone() {
+            let target = match self.states.get(&partition) {
+                Some((replayed, target)) if replayed.next == next && !heard => *target,
+                _ => continue,
+            };
+            match self.reader.ends(partition, ENDS_TIMEOUT) {
+                Ok((_low, end)) if end < target => {
+                    tracing::warn!(partition, end, target, "the log ends before what was committed");
+                    self.finish(partition)?;
+                }
+                Ok(_) => {
+                    self.ended.insert(partition, (next, true));
+                    has_more = true;
+                }
+                Err(error) => tracing::debug!(partition, %error, "the end is asked for again"),
+            }
+        }
+        if has_more {
+            self.start()?;
+        }
+        Ok(())
+    }
+
+    /// How many offsets are to be read yet.
+    fn left(&self) -> i64 {
+        let left = |(replayed, target): &(Replayed, i64)| target - replayed.next;
+        self.states.values().map(left).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    use rdkafka::message::OwnedMessage;
+    use sluice_proto::event::PaymentRecord;
+
+    use super::*;
+    use crate::decode::tests::{decoder, record};
+    use crate::testing::{event_id, payment};
+
+    const LATENESS_US: i64 = 600_000_000;
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A partition with payments, and nothing but markers behind them.
+    struct Log {
+        payments: i64,
+        /// Up to where its leader gives records away.
+        given: Cell<i64>,
+        /// What the leader answers who asks for the end, once it is sure of it; nothing where it never is.
+        end: Option<i64>,
+        position: Cell<i64>,
+        told: Cell<bool>,
+    }
+
+    impl Log {
+        fn new(payments: i64, given: i64, end: Option<i64>) -> Self {
+            Self {
+                payments,
+                given: Cell::new(given),
+                end,
+                position: Cell::new(0),
+                told: Cell::new(false),
+            }
+        }
+    }
+
+    impl Reader for Log {
+        type Record<'r> = OwnedMessage;
+
+        fn read_from(&self, offsets: impl IntoIterator<Item = (i32, i64)>) -> Result<(), error::Consumer> {
+            for (_partition, offset) in offsets {
+                self.position.set(offset);
+                self.told.set(false);
+            }
+            Ok(())
+        }
+
+        fn pause(&self, _partition: i32) -> Result<(), error::Consumer> {
+            Ok(())
+        }
+
+        fn poll(&self, _wait: Duration) -> Option<Result<OwnedMessage, KafkaError>> {
+            let offset = self.position.get();
+            if offset < self.payments.min(self.given.get()) {
+                self.position.set(offset + 1);
+                self.told.set(false);
+                let event_id = event_id(u32::try_from(offset).expect("a few"));
+                return Some(Ok(record(&PaymentRecord { event_id, ..payment() }, offset)));
+            }
+            (!self.told.replace(true)).then_some(Err(KafkaError::PartitionEOF(0)))
+        }
+
+        fn ends(&self, _partition: i32, _timeout: Duration) -> Result<(i64, i64), error::Consumer> {
+            let end = self.end.ok_or(error::Consumer::Offsets {
+                what: "the ends of a partition",
+                cause: KafkaError::Global(Code::OffsetNotAvailable),
+            })?;
+            self.given.set(end);
+            Ok((0, end))
+        }
+    }
+
+    /// Brings an empty state up to offset 10 of this log, while each look at the clock finds a second gone. Says how many
+    /// payments are in the state then, and where it stands.
+    fn replayed(log: &Log) -> (Result<u64, Error>, usize, i64) {
+        let empty = Replayed::empty(LATENESS_US, RuleSet::built_in(), 0);
+        let mut states = BTreeMap::from([(0, (empty, 10))]);
+        let clock = Cell::new(Instant::now());
+        let now = || {
+            clock.set(clock.get() + SECOND);
+            clock.get()
+        };
+        let read = read(log, now, &mut decoder(), &mut states, |_left| {}, || true);
+        let (replayed, _target) = &states[&0];
+        (read, replayed.state.sizes().payments, replayed.next)
+    }
+
+    #[test]
+    fn a_leader_that_does_not_know_its_end_yet_is_waited_for() {
+        let (read, payments, next) = replayed(&Log::new(10, 4, Some(10)));
+        assert_eq!((read.expect("replayed"), payments, next), (10, 10, 10));
+    }
+
+    #[test]
+    fn what_is_no_record_is_not_waited_for() {
+        let (read, payments, next) = replayed(&Log::new(6, 10, Some(10)));
+        assert_eq!((read.expect("replayed"), payments, next), (6, 6, 10));
+    }
+
+    #[test]
+    fn a_log_that_ends_before_the_target_is_read_to_its_end() {
+        let (read, payments, next) = replayed(&Log::new(6, 6, Some(6)));
+        assert_eq!((read.expect("replayed"), payments, next), (6, 6, 10));
+    }
+
+    #[test]
+    fn a_replay_whose_end_is_never_told_can_be_gone_on_with() {
+        let (read, payments, next) = replayed(&Log::new(10, 4, None));
+        assert!(matches!(read, Err(Error::Stalled)), "{read:?}");
+        assert_eq!((payments, next), (4, 4));
+    }
 }

@@ -10,6 +10,7 @@ mod log;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -48,6 +49,9 @@ pub enum Error {
     /// What was read is of no use.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// It ends elsewhere than its name says.
+    #[error("it ends at offset {0}, which is not between the log's beginning and the committed offset")]
+    Offset(i64),
 }
 
 /// How snapshots are kept.
@@ -73,7 +77,8 @@ pub(crate) struct Snapshots {
     metrics: Metrics,
 }
 
-/// When the next snapshot of a partition is due, and what the last one was: nothing at offset 0, where there is no state.
+/// When the next snapshot of a partition is due, and the last one that was handed over: nothing at offset 0, where there is
+/// no state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Due {
     at: Instant,
@@ -134,9 +139,10 @@ impl Snapshots {
         due.at = now + self.interval;
         match state.image(self.origin(partition), next, due.bytes) {
             Ok(image) => {
-                due.next = next;
                 due.bytes = image.len() + image.len() / 8;
-                if self.writer.try_send(image).is_err() {
+                if self.writer.try_send(image).is_ok() {
+                    due.next = next;
+                } else {
                     tracing::debug!(partition, next, "no snapshot: the one before is still being written");
                 }
             }
@@ -145,11 +151,13 @@ impl Snapshots {
         self.metrics.snapshot_pause(now.elapsed());
     }
 
-    /// Leaves a last snapshot in the directory, for the process that comes next.
+    /// Leaves a last snapshot in the directory, for the process that comes next. One of the same state that was handed over
+    /// counts only when it is there: the process ends without waiting for it.
     pub(crate) fn leave(&self, due: &Due, partition: i32, next: i64, state: &State) {
-        let Some(files) = self.files.as_ref().filter(|_| next != due.next) else {
+        let Some(files) = &self.files else { return };
+        if next == due.next && (next == 0 || files.hold(partition, next)) {
             return;
-        };
+        }
         let left = state
             .image(self.origin(partition), next, due.bytes)
             .map_err(Error::from)
@@ -225,6 +233,7 @@ impl Restorer<'_> {
         // The newest first, and of equal ones the file.
         found.sort_by_key(|(next, place)| (Reverse(*next), matches!(place, Place::Log(_))));
         let origin = snapshots.origin(partition);
+        let within = low..=committed;
         for (next, place) in found.into_iter().filter(|(next, _place)| *next >= low) {
             let image = place.read(reader.as_ref());
             let told = |next| {
@@ -232,13 +241,13 @@ impl Restorer<'_> {
                     .inspect_err(|error| tracing::warn!(partition, %error, "the topic of rule sets cannot be read"))
                     .ok()
             };
-            match image.and_then(|image| Ok(State::from_image(&image, &origin, snapshots.lateness_us, told)?)) {
-                Ok((state, next)) => {
-                    let from = place.name();
+            match image.and_then(|image| restored(&image, &origin, snapshots.lateness_us, &within, told)) {
+                Ok(replayed) => {
+                    let (next, from) = (replayed.next, place.name());
                     let took_ms = started.elapsed().as_millis() as u64;
                     tracing::info!(partition, next, from, took_ms, "restored a snapshot");
                     snapshots.metrics.restored(from);
-                    return Some(Replayed { state, next });
+                    return Some(replayed);
                 }
                 Err(error) => {
                     tracing::warn!(partition, next, from = place.name(), %error, "a snapshot cannot be used");
@@ -255,6 +264,22 @@ impl Restorer<'_> {
             none => none.insert(log::consumer(&self.snapshots.kafka)?),
         };
         Reader::open(consumer, &self.snapshots.topics.snapshots, partition)
+    }
+}
+
+/// The state of an image that ends within these offsets, whatever the name says that it was found under.
+fn restored(
+    image: &[u8],
+    origin: &Origin,
+    lateness_us: i64,
+    within: &RangeInclusive<i64>,
+    rules_at: impl FnOnce(i64) -> Option<Arc<RuleSet>>,
+) -> Result<Replayed, Error> {
+    let (state, next) = State::from_image(image, origin, lateness_us, rules_at)?;
+    if within.contains(&next) {
+        Ok(Replayed { state, next })
+    } else {
+        Err(Error::Offset(next))
     }
 }
 
@@ -324,3 +349,6 @@ fn write_all(images: &Receiver<Image>, files: Option<&Files>, writer: &Writer, m
         tracing::debug!(partition, next, bytes = bytes.len(), took_ms, "snapshot");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -98,7 +98,8 @@ pub(crate) fn take_over<W: World>(
     let mut owners = ledger.bump_epochs(partitions, &settings.lane_name(start.lane))?;
     fail::point("takeover.epochs")?;
 
-    // 2. Kafka: fence this lane's own open transaction. Another lane's is fenced by the group's generation.
+    // 2. Kafka: a new producer fences this lane's own open transaction; one that was kept has none open. Another lane's is
+    // fenced by the group's generation.
     let publisher = match &mut links.publisher {
         Some(publisher) => publisher,
         none => none.insert(world.transactions(settings, start.lane)?),
@@ -223,11 +224,11 @@ pub(crate) fn states<W: World>(
         let kept = settings.kept.take(*part);
         if let Some(kept) = kept.filter(|kept| (*low..=*committed).contains(&kept.next)) {
             states.insert(*part, (kept, *committed));
-        } else if low < committed {
+        } else if low <= committed && *committed > 0 {
+            // What was committed may all be deleted, where a partition was idle for long: it is remembered all the same.
             wanted.insert(*part, (*low, *committed));
         }
     }
-    // Where nothing was committed that is still there, there is nothing to remember.
     for (part, restored) in world.restore(settings, &wanted) {
         states.insert(part, (restored, offsets[&part].committed));
     }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Snapshots kept of each partition: the newest, and one to fall back on.
 const KEPT: usize = 2;
@@ -17,6 +18,8 @@ const UNFINISHED: &str = "tmp";
 pub(super) struct Files {
     directory: PathBuf,
     topic: String,
+    /// One writes at a time: a lane that ends may write what the thread for it is about to write too.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Files {
@@ -26,6 +29,7 @@ impl Files {
         let files = Self {
             directory: directory.to_owned(),
             topic: topic.to_owned(),
+            writing: Arc::default(),
         };
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
@@ -39,6 +43,7 @@ impl Files {
     /// Writes a snapshot and removes the oldest ones. It is not synced to the disk: a snapshot that a power failure cuts off
     /// is found out by its checksum, and costs a longer replay, while syncing so much would hold up Postgres' own syncs.
     pub(super) fn write(&self, partition: i32, next: i64, bytes: &[u8]) -> io::Result<()> {
+        let _writing = self.lock();
         let path = self.path(partition, next);
         let unfinished = path.with_extension(UNFINISHED);
         fs::write(&unfinished, bytes)?;
@@ -47,6 +52,12 @@ impl Files {
             fs::remove_file(old)?;
         }
         Ok(())
+    }
+
+    /// Whether a snapshot is there, once what is being written is.
+    pub(super) fn hold(&self, partition: i32, next: i64) -> bool {
+        let _writing = self.lock();
+        self.path(partition, next).exists()
     }
 
     /// The snapshots of a partition, newest first, with the offsets that they go up to.
@@ -73,6 +84,10 @@ impl Files {
             fs::remove_file(path)?;
         }
         Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, partition: i32, next: i64) -> PathBuf {
@@ -106,6 +121,7 @@ mod tests {
         assert_eq!(offsets(&files, 1), [11, 10], "by number, not by name");
         assert_eq!(offsets(&files, 11), [5]);
         assert_eq!(offsets(&files, 2), [0_i64; 0]);
+        assert!(files.hold(1, 11) && !files.hold(1, 9) && !files.hold(2, 11));
         files.forget_after(11, 4).expect("removes");
         assert_eq!(offsets(&files, 11), [0_i64; 0]);
         files.forget_after(1, 11).expect("removes nothing");

@@ -11,7 +11,10 @@ use sluice_tests::run::on_shared;
 use sluice_tests::session::Session;
 use sluice_tests::stack::{Stack, Tenant};
 use sluice_tests::subscription::Subscription;
-use sluice_tests::topics::{read, write_payment};
+use sluice_tests::topics::{Record, consumed, read, write_payment};
+
+/// A key of so many bytes fits into a record of up to 1,000,000 with little else, and not with a letter's headers.
+const LARGE_KEY_BYTES: usize = 999_850;
 
 /// Publishes a good payment of this account, and returns the bytes of its record.
 async fn good_record(stack: &Stack, tenant: &Tenant, account: &str) -> Result<Vec<u8>> {
@@ -21,8 +24,7 @@ async fn good_record(stack: &Stack, tenant: &Tenant, account: &str) -> Result<Ve
         .store(std::slice::from_ref(&event))
         .await?;
     let records = read(stack, topics::PAYMENTS).await?;
-    let is_it =
-        |record: &&sluice_tests::topics::Record| record.header(headers::EVENT_ID).is_ok_and(|id| id == event.event_id);
+    let is_it = |record: &&Record| record.header(headers::EVENT_ID).is_ok_and(|id| id == event.event_id);
     Ok(records
         .iter()
         .find(is_it)
@@ -36,6 +38,12 @@ fn schema_id(record: &[u8]) -> Result<i32> {
         .first_chunk::<PREFIX_BYTES>()
         .context("shorter than the prefix")?;
     Ok(i32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]))
+}
+
+/// Whether this dead letter is about the record at this place.
+fn is_about(letter: &Record, partition: i32, offset: i64) -> bool {
+    let says = |name, value: String| letter.header(name).is_ok_and(|found| found == value);
+    says(headers::SOURCE_PARTITION, partition.to_string()) && says(headers::SOURCE_OFFSET, offset.to_string())
 }
 
 /// The same record with something that the gateway would have refused.
@@ -57,6 +65,9 @@ fn poison_goes_to_the_dead_letters_and_the_lane_goes_on() {
         let mut subscription = Subscription::open(&url, &tenant.key).await?;
         let good = good_record(stack, &tenant, "poisoned").await?;
         let unknown_schema = [&[0, 0x7f, 0xff, 0xff, 0xff], &good[PREFIX_BYTES..]].concat();
+        // 200,000 control characters in place of the 36 of an id: told in words they are five times as long.
+        let (prefix, rest) = (&good[..PREFIX_BYTES], &good[PREFIX_BYTES + 37..]);
+        let long_id = [prefix, &[0x80, 0xb5, 0x18], &[1; 200_000], rest].concat();
         let deserialization = "DESERIALIZATION_ERROR";
         let validation = "VALIDATION_ERROR";
         let cases = [
@@ -70,6 +81,7 @@ fn poison_goes_to_the_dead_letters_and_the_lane_goes_on() {
                 deserialization,
             ),
             ("noise", [&good[..PREFIX_BYTES], &[0xff; 60]].concat(), deserialization),
+            ("an id that is too long for its letter", long_id, deserialization),
             (
                 "no account",
                 changed(&good, |record| record.account_id.clear())?,
@@ -101,15 +113,7 @@ fn poison_goes_to_the_dead_letters_and_the_lane_goes_on() {
 
         let letters = read(stack, topics::DEAD_LETTERS).await?;
         for (what, partition, offset, payload, error_type) in written {
-            let source = |record: &&sluice_tests::topics::Record| {
-                record
-                    .header(headers::SOURCE_PARTITION)
-                    .is_ok_and(|value| value == partition.to_string())
-                    && record
-                        .header(headers::SOURCE_OFFSET)
-                        .is_ok_and(|value| value == offset.to_string())
-            };
-            let mut found = letters.iter().filter(source);
+            let mut found = letters.iter().filter(|letter| is_about(letter, partition, offset));
             let letter = found.next().with_context(|| format!("{what}: no dead letter"))?;
             ensure!(found.next().is_none(), "{what}: more than one dead letter");
             ensure!(
@@ -132,6 +136,22 @@ fn poison_goes_to_the_dead_letters_and_the_lane_goes_on() {
                 "{what}: not the original key"
             );
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_record_whose_key_leaves_no_room_for_a_letter_has_one_all_the_same() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let account = "x".repeat(LARGE_KEY_BYTES);
+        let (partition, offset) = write_payment(stack, &tenant.name, &account, b"noise".to_vec()).await?;
+        consumed(stack).await?;
+        let letters = read(stack, topics::DEAD_LETTERS).await?;
+        let letter = letters.iter().find(|letter| is_about(letter, partition, offset));
+        let letter = letter.context("no dead letter")?;
+        ensure!(letter.header(headers::ERROR_TYPE)? == "DESERIALIZATION_ERROR");
+        ensure!(letter.key.is_empty() && letter.payload.is_empty(), "it did fit");
         Ok(())
     });
 }
