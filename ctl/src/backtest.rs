@@ -61,15 +61,11 @@ pub(crate) fn run(
         backtest.begin(*partition, in_force.get(partition).unwrap_or(&own).clone());
     }
 
-    let mut failed = None;
-    scanner.read(&topics.payments, &ranges, |message| {
+    let failed = scanner.read(&topics.payments, &ranges, |message| {
         let appended_ms = message.timestamp().to_millis().unwrap_or_default();
         match backtest.take(message, (from_ms..to_ms).contains(&appended_ms)) {
             Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
+            Err(error) => ControlFlow::Break(error),
         }
     })?;
     failed.map_or(Ok(()), Err)?;

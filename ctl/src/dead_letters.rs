@@ -150,7 +150,7 @@ pub(crate) fn list(config: &Config, topics: &Topics, partitions: i32, limit: usi
                 newest.pop_front();
             }
             newest.push_back(Letter::of(message));
-            ControlFlow::Continue(())
+            ControlFlow::<()>::Continue(())
         })?;
         for letter in newest {
             let Place { partition, offset } = letter.place;
@@ -201,12 +201,10 @@ pub(crate) fn show(config: &Config, topics: &Topics, place: Place) -> anyhow::Re
 
 fn find(scanner: &Scanner, topics: &Topics, place: Place) -> anyhow::Result<Letter> {
     let Place { partition, offset } = place;
-    let mut found = None;
     let one = Ranges::from([(partition, offset..offset + 1)]);
-    scanner
+    let found = scanner
         .read(&topics.dead_letters, &one, |message| {
-            found = Some(Letter::of(message));
-            ControlFlow::Break(())
+            ControlFlow::Break(Letter::of(message))
         })
         .with_context(|| format!("cannot read {partition}:{offset}"))?;
     found.with_context(|| format!("there is no letter {partition}:{offset}"))

@@ -93,9 +93,8 @@ pub(crate) fn verify(config: &Config, admin: &Admin, topics: &Topics, verify: &V
             chunk: Vec::new(),
             findings: &mut findings,
         };
-        let mut failed = None;
         let mut highest = detached - 1;
-        scanner.read(&topics.decisions, &Ranges::from([(*part, ends)]), |message| {
+        let failed = scanner.read(&topics.decisions, &Ranges::from([(*part, ends)]), |message| {
             let read = read(&registry, &mut decoder, message.payload().unwrap_or_default())
                 .with_context(|| format!("decision at {}:{}", message.partition(), message.offset()));
             let taken = read.and_then(|decision| {
@@ -108,10 +107,7 @@ pub(crate) fn verify(config: &Config, admin: &Admin, topics: &Topics, verify: &V
             });
             match taken {
                 Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
+                Err(error) => ControlFlow::Break(error),
             }
         })?;
         failed.map_or(Ok(()), Err)?;

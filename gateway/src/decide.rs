@@ -6,12 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_proto::event::Checked;
+use sluice_proto::decision::Decision;
+use sluice_proto::event::{Checked, PaymentRecord};
+use sluice_proto::money::Amount;
 use sluice_proto::pb::{self, ErrorCode};
 use tokio::time::{Instant, sleep_until};
 use tonic::metadata::MetadataMap;
 
 use crate::auth::Caller;
+use crate::decisions::decode::Entry;
 use crate::decisions::look_back::{self, Wanted};
 use crate::ingest::ack::Fate;
 use crate::ingest::call;
@@ -35,7 +38,8 @@ pub const DECISIONS_AWAITED: &str = "gateway.decisions_awaited";
 /// payment may be stored.
 ///
 /// # Errors
-/// What a status is made of; `DECISION_PENDING` where the payment is stored and not decided in time.
+/// What a status is made of; `DECISION_PENDING` where the payment is stored and not decided in time, `EVENT_ID_USED` where
+/// its event_id was used for another payment.
 pub async fn decide(
     ingest: &ingest::Shared,
     decisions: &Arc<decisions::Shared>,
@@ -50,16 +54,18 @@ pub async fn decide(
             let remedy = "publish other events with Publish or PublishOne";
             return Err(Failure::new(ErrorCode::RequestInvalid, "is not a payment", remedy).field("event.payload"));
         };
-        let interest = decisions.waiting.register(&caller.tenant, payment.event_id);
-        Ok((interest.ok_or_else(busy)?, payment.event_id))
+        let interest = decisions
+            .waiting
+            .register(&caller.tenant, &payment.account_id, payment.event_id);
+        Ok((interest.ok_or_else(busy)?, payment.event_id, Content::of(payment)))
     });
-    let ((mut interest, event_id), report) = submitted.inspect_err(|failure| {
+    let ((mut interest, event_id, content), report) = submitted.inspect_err(|failure| {
         ingest.metrics.rejected(failure.code());
     })?;
     let late = || sleep_until(deadline);
     let position = tokio::select! {
         biased;
-        entry = interest.decided() => return Ok(entry.to_pb()),
+        entry = interest.decided() => return content.answer(&entry),
         report = report => match report {
             Ok(Fate::Stored(position)) => position,
             Ok(Fate::Failed(failure)) => return Err(*failure),
@@ -70,7 +76,7 @@ pub async fn decide(
     let look_back_at = deadline.min(Instant::now() + LOOK_BACK_AFTER);
     tokio::select! {
         biased;
-        entry = interest.decided() => return Ok(entry.to_pb()),
+        entry = interest.decided() => return content.answer(&entry),
         () = sleep_until(look_back_at) => {}
     }
     let wanted = Wanted {
@@ -80,16 +86,52 @@ pub async fn decide(
     };
     tokio::select! {
         biased;
-        entry = interest.decided() => return Ok(entry.to_pb()),
+        entry = interest.decided() => return content.answer(&entry),
         found = look_back::find(decisions, wanted) => if let Some(entry) = found {
-            return Ok(entry.to_pb());
+            return content.answer(&entry);
         },
         () = late() => return Err(pending(position)),
     }
     tokio::select! {
         biased;
-        entry = interest.decided() => Ok(entry.to_pb()),
+        entry = interest.decided() => content.answer(&entry),
         () = late() => Err(pending(position)),
+    }
+}
+
+/// What a decision tells of its payment besides the event_id: by this, another payment with the same one is known.
+struct Content {
+    account_id: String,
+    amount: Amount,
+    currency: String,
+    occurred_at: i64,
+}
+
+impl Content {
+    fn of(payment: &PaymentRecord) -> Self {
+        Self {
+            account_id: payment.account_id.clone(),
+            amount: payment.amount,
+            currency: payment.currency.clone(),
+            occurred_at: payment.occurred_at,
+        }
+    }
+
+    fn is_of(&self, decision: &Decision) -> bool {
+        self.account_id == decision.account_id
+            && self.amount == decision.amount
+            && self.currency == decision.currency
+            && self.occurred_at == decision.occurred_at
+    }
+
+    /// The decision, if it is about this payment. Another one with the same event_id in the same partition came first, and
+    /// then the processor makes a dead letter of this one.
+    fn answer(&self, entry: &Entry) -> Result<pb::FraudDecision, Failure> {
+        if self.is_of(&entry.decision) {
+            Ok(entry.to_pb())
+        } else {
+            Err(used_before())
+        }
     }
 }
 
@@ -120,7 +162,7 @@ fn pending(position: pb::Position) -> Failure {
     Failure::new(
         ErrorCode::DecisionPending,
         "the payment is stored and will be decided, but was not within the deadline",
-        "call again with the same event_id, or subscribe",
+        "call again with the same event, or subscribe",
     )
     .fact("stored", true)
     .fact("partition", position.partition)
@@ -131,8 +173,17 @@ fn unreported() -> Failure {
     Failure::new(
         ErrorCode::DeliveryUncertain,
         "kafka did not say within the deadline whether it stored the payment",
-        "call again with the same event_id",
+        "call again with the same event",
     )
+}
+
+fn used_before() -> Failure {
+    Failure::new(
+        ErrorCode::EventIdUsed,
+        "was used for another payment, so that this one is not decided",
+        "publish the payment with an event_id of its own",
+    )
+    .field("event.event_id")
 }
 
 fn busy() -> Failure {
@@ -147,7 +198,71 @@ fn busy() -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use sluice_proto::decision::{Outcome, Verdict};
+    use sluice_proto::event::EventId;
+    use tonic::Status;
+    use tonic_types::StatusExt as _;
+
     use super::*;
+
+    fn payment() -> PaymentRecord {
+        PaymentRecord {
+            event_id: EventId::new(uuid::Uuid::from_u128(1)),
+            tenant: "acme".to_owned(),
+            account_id: "a-1".to_owned(),
+            amount: Amount::from_parts(12, 0).expect("an amount"),
+            currency: "EUR".to_owned(),
+            occurred_at: 1_000_000,
+            merchant_id: "m-1".to_owned(),
+            merchant_category: None,
+            terminal_id: None,
+            method: String::new(),
+            device_id: None,
+            country: None,
+            place: None,
+            latitude: None,
+            longitude: None,
+            traceparent: None,
+        }
+    }
+
+    fn decided(payment: PaymentRecord) -> Entry {
+        let verdict = Verdict {
+            outcome: Outcome::Approve,
+            score: 0.0,
+            reasons: Vec::new(),
+            late: false,
+        };
+        Entry {
+            partition: 0,
+            offset: 0,
+            decided_at_ms: 0,
+            traceparent: Box::default(),
+            decision: Decision::new(payment, verdict, "1".into(), 0, 0),
+        }
+    }
+
+    #[test]
+    fn a_payment_is_answered_with_its_own_decision_only() {
+        let content = Content::of(&payment());
+        assert!(content.answer(&decided(payment())).is_ok());
+        let changes: [fn(&mut PaymentRecord); 4] = [
+            |payment| payment.account_id = "a-2".to_owned(),
+            |payment| payment.amount = Amount::from_parts(13, 0).expect("an amount"),
+            |payment| payment.currency = "USD".to_owned(),
+            |payment| payment.occurred_at += 1,
+        ];
+        for change in changes {
+            let mut other = payment();
+            change(&mut other);
+            let failure = content.answer(&decided(other)).expect_err("another payment's");
+            let status = Status::from(failure);
+            assert_eq!(status.code(), tonic::Code::AlreadyExists);
+            let info = status.get_details_error_info().expect("info");
+            assert_eq!(info.metadata["retriable"], "false");
+            assert_eq!(info.metadata["certainly_not_stored"], "false");
+        }
+    }
 
     fn parsed(text: &str) -> Option<Duration> {
         let mut metadata = MetadataMap::new();

@@ -43,9 +43,11 @@ impl Refreshing for pb::SubscribeRequest {
     }
 }
 
-/// A stream of requests that ends with its caller's credentials.
+/// A stream of requests that ends with its caller's credentials. After its end, which it tells once, it stays pending until
+/// the credentials are no longer good, so that a driver that goes on without requests still learns of it.
 pub struct Guarded<S> {
-    inner: S,
+    /// `None` once the client has said everything.
+    inner: Option<S>,
     auth: Arc<Auth>,
     caller: Caller,
     expiry: Option<Pin<Box<Sleep>>>,
@@ -56,7 +58,7 @@ impl<S> Guarded<S> {
     /// Guards the requests of this caller.
     pub fn new(inner: S, caller: Caller, auth: Arc<Auth>) -> Self {
         Self {
-            inner,
+            inner: Some(inner),
             auth,
             expiry: expiry(&caller),
             revoked: waiting(&caller.revoked),
@@ -85,6 +87,23 @@ fn expiry(caller: &Caller) -> Option<Pin<Box<Sleep>>> {
     Some(Box::pin(tokio::time::sleep_until(Instant::now() + left)))
 }
 
+/// Why a caller's credentials are no longer good, if they are not: for what is served on a thread that may block.
+pub fn lapsed(caller: &Caller) -> Option<Failure> {
+    if caller.revoked.is_cancelled() {
+        return Some(taken_back());
+    }
+    let expires = caller.expires?;
+    (expires <= SystemTime::now()).then(expired)
+}
+
+fn taken_back() -> Failure {
+    auth::refused("the credentials were taken back")
+}
+
+fn expired() -> Failure {
+    auth::refused("the token has expired")
+}
+
 fn waiting(revoked: &CancellationToken) -> Pin<Box<WaitForCancellationFutureOwned>> {
     Box::pin(revoked.clone().cancelled_owned())
 }
@@ -99,14 +118,20 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if self.revoked.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Some(Err(auth::refused("the credentials were taken back").into())));
+                return Poll::Ready(Some(Err(taken_back().into())));
             }
             if let Some(expiry) = &mut self.expiry
                 && expiry.as_mut().poll(cx).is_ready()
             {
-                return Poll::Ready(Some(Err(auth::refused("the token has expired").into())));
+                return Poll::Ready(Some(Err(expired().into())));
             }
-            let next = ready!(self.inner.poll_next_unpin(cx));
+            let Some(inner) = &mut self.inner else {
+                return Poll::Pending;
+            };
+            let next = ready!(inner.poll_next_unpin(cx));
+            if next.is_none() {
+                self.inner = None;
+            }
             let Some(credentials) = next.as_ref().and_then(|next| next.as_ref().ok()?.credentials()) else {
                 return Poll::Ready(next);
             };
@@ -115,5 +140,58 @@ where
                 return Poll::Ready(Some(Err(failure.into())));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use futures_util::{FutureExt, stream};
+
+    use super::*;
+
+    type Requests = stream::Iter<std::vec::IntoIter<Result<pb::SubscribeRequest, Status>>>;
+
+    fn guarded(caller: &Caller, requests: Vec<pb::SubscribeRequest>) -> Guarded<Requests> {
+        let auth = Auth::load(None, SocketAddr::from(([127, 0, 0, 1], 50051))).expect("loopback");
+        let requests: Vec<_> = requests.into_iter().map(Ok).collect();
+        Guarded::new(stream::iter(requests), caller.clone(), Arc::new(auth))
+    }
+
+    #[test]
+    fn a_stream_without_further_requests_still_ends_with_its_credentials() {
+        let caller = Caller::of("acme");
+        let credit = Subscribe::Credit(pb::SubscribeCredit { decisions: 1 });
+        let mut requests = guarded(&caller, vec![pb::SubscribeRequest { message: Some(credit) }]);
+        assert!(matches!(requests.next().now_or_never(), Some(Some(Ok(_)))));
+        assert!(matches!(requests.next().now_or_never(), Some(None)));
+        assert!(requests.next().now_or_never().is_none(), "the end is told once");
+        assert_eq!(lapsed(&caller), None);
+        caller.revoked.cancel();
+        let Some(Some(Err(status))) = requests.next().now_or_never() else {
+            panic!("the stream outlives its credentials");
+        };
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        assert!(lapsed(&caller).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_stream_without_further_requests_ends_when_its_token_expires() {
+        let caller = Caller {
+            expires: Some(SystemTime::now() + Duration::from_millis(20)),
+            ..Caller::of("acme")
+        };
+        let mut requests = guarded(&caller, Vec::new());
+        let mut next = requests.next().await;
+        // Unless the token expired first.
+        if next.is_none() {
+            next = requests.next().await;
+        }
+        let Some(Err(status)) = next else {
+            panic!("the stream outlives its token");
+        };
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
     }
 }

@@ -3,18 +3,24 @@
 //!
 //! Comes inside of `decode`, between reading an event and checking it, so that what is stored is what was checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::hmac;
 use serde::Deserialize;
 use sluice_proto::pb::event::Payload;
 use sluice_proto::pb::{self, ErrorCode};
+use uuid::Uuid;
+use uuid::fmt::{Hyphenated, Simple};
 
 use crate::status::Failure;
 
 /// Digits of a primary account number, by ISO/IEC 7812.
-pub const PAN_DIGITS: std::ops::RangeInclusive<usize> = 13..=19;
+pub const PAN_DIGITS: RangeInclusive<usize> = 13..=19;
+/// Fewest digits of such a number's first group and of every other one, where other numbers are joined to it. Cards have
+/// 4-4-4-4, 4-4-4-4-3, 4-6-5, 4-6-4 or 6-13; the groups of dates, times and lists of small numbers are shorter.
+const GROUP_DIGITS: [usize; 2] = [4, 3];
 /// Fewest bytes of the key that fields are hashed with.
 pub const MIN_KEY_BYTES: usize = 32;
 /// Characters at the end of a field that masking leaves.
@@ -168,11 +174,7 @@ impl Privacy {
         Ok(())
     }
 
-    fn attributes(
-        &self,
-        name: &'static str,
-        attributes: &mut std::collections::HashMap<String, String>,
-    ) -> Result<(), Failure> {
+    fn attributes(&self, name: &'static str, attributes: &mut HashMap<String, String>) -> Result<(), Failure> {
         if !self.fields.is_empty() {
             attributes.retain(|key, value| match self.fields.get(&format!("{name}.{key}")) {
                 Some(Action::Drop) => false,
@@ -183,8 +185,14 @@ impl Privacy {
                 None => true,
             });
         }
-        let mut values = attributes.values_mut();
-        values.try_for_each(|value| self.text(|| name, value).map(drop))
+        for (key, value) in attributes {
+            // A masked key could be another one's, so that this is refused even where texts are masked.
+            if self.pan != Pan::Allow && account_number(key, 0).is_some() {
+                return Err(refusal(name));
+            }
+            self.text(|| name, value)?;
+        }
+        Ok(())
     }
 
     fn field(&self, name: &str, value: &mut String) {
@@ -215,8 +223,8 @@ impl Privacy {
         }
     }
 
-    /// Looks for account numbers in a text, and says whether it changed it. Changing leaves the text's length. A text that
-    /// is a UUID as a whole has none, however its digits fall.
+    /// Looks for account numbers in a text, and says whether it changed it. Changing leaves the text's length. A UUID has
+    /// none, however its digits fall.
     ///
     /// # Errors
     /// As [`Privacy::apply`].
@@ -224,59 +232,94 @@ impl Privacy {
     where
         F: Into<Box<str>>,
     {
-        if self.pan == Pan::Allow || uuid::Uuid::try_parse(text).is_ok() {
+        if self.pan == Pan::Allow {
             return Ok(false);
         }
-        let mut changed = false;
-        while let Some(range) = account_number(text) {
+        let mut from = 0;
+        while let Some(range) = account_number(text, from) {
             if self.pan == Pan::Refuse {
-                let remedy = "never send card numbers in texts";
-                let reason = "looks like it contains a primary account number";
-                return Err(Failure::new(ErrorCode::EventInvalid, reason, remedy).field(name()));
+                return Err(refusal(name()));
             }
+            from = range.end;
             let masked = text[range.clone()].replace(|c: char| c.is_ascii_digit(), "*");
             text.replace_range(range, &masked);
-            changed = true;
         }
-        Ok(changed)
+        Ok(from > 0)
     }
 }
 
-/// Where a text has a number of 13 to 19 digits, perhaps grouped by single spaces or hyphens, that begins as card numbers do
-/// and passes Luhn's check.
-fn account_number(text: &str) -> Option<std::ops::Range<usize>> {
+/// The refusal of a text, which does not repeat it.
+fn refusal(field: impl Into<Box<str>>) -> Failure {
+    let remedy = "never send card numbers in texts";
+    let reason = "looks like it contains a primary account number";
+    Failure::new(ErrorCode::EventInvalid, reason, remedy).field(field)
+}
+
+/// Where a text has, at `from` or after it, a number of 13 to 19 digits that begins as card numbers do and passes Luhn's
+/// check. It is made of whole groups of digits, joined by single spaces or hyphens; of those that begin with the same
+/// group it is the longest. `from` is not within a group. Looking is linear in the text's length and allocates nothing.
+fn account_number(text: &str, from: usize) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
-    let mut at = 0;
-    while let Some(start) = bytes[at..].iter().position(u8::is_ascii_digit).map(|found| at + found) {
-        let (mut digits, mut end) = (vec![bytes[start] - b'0'], start + 1);
-        loop {
-            match &bytes[end..] {
-                [digit, ..] if digit.is_ascii_digit() => {
-                    digits.push(digit - b'0');
-                    end += 1;
-                }
-                [b' ' | b'-', digit, ..] if digit.is_ascii_digit() => {
-                    digits.push(digit - b'0');
-                    end += 2;
-                }
-                _ => break,
-            }
-        }
-        if PAN_DIGITS.contains(&digits.len()) && (2..=6).contains(&digits[0]) && luhn(&digits) {
+    let mut at = from;
+    loop {
+        let start = at + bytes[at..].iter().position(u8::is_ascii_digit)?;
+        let found = longest(bytes, start).filter(|end| !is_in_uuid(bytes, start..*end));
+        if let Some(end) = found {
             return Some(start..end);
         }
-        at = end;
+        at = start + leading_digits(&bytes[start..]);
     }
-    None
 }
 
-fn luhn(digits: &[u8]) -> bool {
-    let doubled = |digit: u8| if digit > 4 { 2 * digit - 9 } else { 2 * digit };
-    let each = digits.iter().rev().enumerate();
-    let sum: u32 = each
-        .map(|(place, digit)| u32::from(if place % 2 == 1 { doubled(*digit) } else { *digit }))
-        .sum();
-    sum.is_multiple_of(10)
+/// The end of the longest account number that begins with the group of digits at `start`. Where other numbers are joined
+/// to it, its groups must be as long as [`GROUP_DIGITS`] says; where none is, any will do.
+fn longest(bytes: &[u8], start: usize) -> Option<usize> {
+    // The dates of this century begin with 20, and no card number does.
+    if !(b'2'..=b'6').contains(&bytes[start]) || bytes[start..].starts_with(b"20") {
+        return None;
+    }
+    let opens_run = !matches!(&bytes[..start], [.., digit, b' ' | b'-'] if digit.is_ascii_digit());
+    let mut is_usual = true;
+    let (mut digits, mut sums) = (0_usize, [0_u32; 2]);
+    let (mut at, mut found) = (start, None);
+    loop {
+        let group = &bytes[at..at + leading_digits(&bytes[at..])];
+        is_usual &= group.len() >= GROUP_DIGITS[usize::from(digits > 0)];
+        if digits + group.len() > *PAN_DIGITS.end() || !(is_usual || opens_run) {
+            return found;
+        }
+        for digit in group {
+            let digit = u32::from(digit - b'0');
+            // Luhn doubles every second digit, counted from the number's end, which is not known yet: so there is a sum
+            // for an even number of digits, and one for an odd number.
+            sums[digits % 2] += if digit > 4 { 2 * digit - 9 } else { 2 * digit };
+            sums[1 - digits % 2] += digit;
+            digits += 1;
+        }
+        at += group.len();
+        let ends_run = !matches!(&bytes[at..], [b' ' | b'-', digit, ..] if digit.is_ascii_digit());
+        let is_apart = is_usual || (opens_run && ends_run);
+        if is_apart && PAN_DIGITS.contains(&digits) && sums[digits % 2].is_multiple_of(10) {
+            found = Some(at);
+        }
+        if ends_run {
+            return found;
+        }
+        at += 1;
+    }
+}
+
+fn leading_digits(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| byte.is_ascii_digit()).count()
+}
+
+/// Whether a part of a text lies in a UUID, whose digits fall as they like.
+fn is_in_uuid(bytes: &[u8], part: Range<usize>) -> bool {
+    [Hyphenated::LENGTH, Simple::LENGTH].into_iter().any(|length| {
+        let last = bytes.len().min(part.start + length);
+        let mut around = bytes[part.end.saturating_sub(length)..last].windows(length);
+        around.any(|uuid| Uuid::try_parse_ascii(uuid).is_ok())
+    })
 }
 
 #[cfg(test)]
@@ -318,8 +361,15 @@ mod tests {
             "card 4111 1111 1111 1111.",
             "x5500-0000-0000-0004",
             "é378282246310005",
+            "41 11 11 11 11 11 11 11",
+            "2026-11-20 4111111111111111",
+            "4111111111111111 123",
+            "4111-1111-1111-1111-2026-11-20",
+            "exp 12/27 4111 1111 1111 1111",
+            "3782 822463 10005 2027 123",
+            "1 4111111111111111",
         ] {
-            assert!(account_number(text).is_some(), "{text}");
+            assert!(account_number(text, 0).is_some(), "{text}");
         }
         for text in [
             "",
@@ -328,9 +378,54 @@ mod tests {
             "41111111",
             "9111111111111111",
             "order 20260101",
+            // Some of their digits pass the check.
+            "20261120123009",
+            "2026-11-20 2026-11-21 2026-11-22",
+            "10 20 30 40 50 60 70 80 90 100 110 120",
+            "3 5 8 13 21 34 55 89 144 233 377",
+            "22 33 44 55 66 77 88 99 11 22 33",
         ] {
-            assert!(account_number(text).is_none(), "{text}");
+            assert!(account_number(text, 0).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_longest_of_the_numbers_that_begin_together_is_found() {
+        let text = "to 6304 0000 0000 0000 000 17";
+        assert_eq!(account_number(text, 0), Some(3..26));
+    }
+
+    #[test]
+    fn every_account_number_is_masked_and_its_neighbours_are_not() {
+        let rules = rules("pan = \"mask\"").expect("valid");
+        let mut event = system("2026-11-20 4111111111111111 5500 0000 0000 0004 17");
+        let masked = "2026-11-20 **************** **** **** **** **** 17";
+        rules.apply(&mut event).expect("masked");
+        assert_eq!(of(&event).message, masked);
+        let mut event = system(&"4111111111111111 ".repeat(1_000));
+        rules.apply(&mut event).expect("masked");
+        assert_eq!(of(&event).message, "**************** ".repeat(1_000));
+    }
+
+    #[test]
+    fn an_account_number_in_a_key_is_refused_unless_told() {
+        let attributes = HashMap::from([("card 4111111111111111".to_owned(), "1".to_owned())]);
+        let mut event = pb::Event {
+            payload: Some(Payload::Metric(pb::MetricEvent {
+                attributes,
+                ..pb::MetricEvent::default()
+            })),
+            ..pb::Event::default()
+        };
+        for text in ["", "pan = \"mask\""] {
+            let refused = rules(text).expect("valid").apply(&mut event).expect_err("refused");
+            assert_eq!(refused.code(), ErrorCode::EventInvalid);
+            assert!(!refused.to_string().contains("4111"), "{refused}");
+        }
+        rules("pan = \"allow\"")
+            .expect("valid")
+            .apply(&mut event)
+            .expect("allowed");
     }
 
     #[test]
@@ -354,9 +449,13 @@ mod tests {
 
     #[test]
     fn a_uuid_is_no_account_number() {
-        let mut event = system("aaaaaaaa-aaaa-4aaa-aaa4-222222222222");
-        assert!(account_number(&of(&event).message).is_some());
-        Privacy::default().apply(&mut event).expect("a UUID passes");
+        assert!(account_number("4-222222222222", 0).is_some());
+        let uuid = "aaaaaaaa-aaaa-4aaa-aaa4-222222222222";
+        for text in [uuid, &format!("device-{uuid} was seen")] {
+            Privacy::default().apply(&mut system(text)).expect("a UUID passes");
+        }
+        let beside = &mut system(&format!("{uuid} 4111111111111111"));
+        assert!(Privacy::default().apply(beside).is_err());
     }
 
     #[test]

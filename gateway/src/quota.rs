@@ -2,7 +2,8 @@
 //! gateways that are alive.
 //!
 //! Comes before decoding, so that a tenant over its quota costs little; the session waits where a unary call is refused.
-//! A batch is paid for as a whole before it goes on, in parts where it is larger than a burst.
+//! A batch is paid for as a whole before it goes on, in parts where it is larger than a burst. So is a call's event, by
+//! one try after the other.
 
 mod limiter;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use serde::Deserialize;
+use sluice_proto::bounds::MAX_EVENT_BYTES;
 
 use self::limiter::Limiter;
 use crate::auth::Caller;
@@ -105,6 +107,8 @@ struct State {
     gateways: u32,
     /// Of events and of bytes.
     limiters: [Option<Limiter>; 2],
+    /// Of both, what calls had paid that were then refused. It is spent before anything else.
+    spare: [u64; 2],
     used: Instant,
 }
 
@@ -206,7 +210,7 @@ impl Quotas {
         bucket
     }
 
-    /// Forgets buckets that nobody uses and that are indistinguishable from new ones.
+    /// Forgets buckets that nobody uses and that are as full as new ones.
     pub fn forget_idle(&self) {
         self.buckets
             .lock()
@@ -229,9 +233,13 @@ impl Meter {
                 state.change(limits, gateways);
             }
             state.used = Instant::now();
-            for (kind, limiter) in state.limiters.iter().enumerate() {
+            let State { limiters, spare, .. } = &mut *state;
+            for (kind, limiter) in limiters.iter().enumerate() {
                 if let Some(limiter) = limiter {
-                    limiter.pay(&mut due.0[scope][kind]).map_err(|retry_after| Spent {
+                    let (due, spare) = (&mut due.0[scope][kind], &mut spare[kind]);
+                    let spent = (*due).min(*spare);
+                    (*due, *spare) = (*due - spent, *spare - spent);
+                    limiter.pay(due).map_err(|retry_after| Spent {
                         quota: NAMES[scope][kind],
                         retry_after,
                     })?;
@@ -239,6 +247,26 @@ impl Meter {
             }
         }
         Ok(())
+    }
+
+    /// Pays for one event of so many bytes, or for nothing: what was paid before a quota did not reach is left to whoever
+    /// pays next. So refusals use nothing up, and an event that is larger than a burst is paid for after some tries.
+    ///
+    /// # Errors
+    /// [`Spent`], with the first quota that does not reach: wait, and try again.
+    pub fn pay_for_one(&self, bytes: usize) -> Result<(), Spent> {
+        // What is larger will be refused anyway, and would pile up more than an event can cost.
+        let whole = Due::of(1, bytes.min(MAX_EVENT_BYTES) as u64);
+        let mut due = whole;
+        self.pay(&mut due).inspect_err(|_| {
+            for (scope, bucket) in self.buckets.iter().enumerate() {
+                let mut state = bucket.0.lock();
+                let paid = whole.0[scope].iter().zip(due.0[scope]).map(|(whole, due)| whole - due);
+                for (spare, paid) in state.spare.iter_mut().zip(paid) {
+                    *spare += paid;
+                }
+            }
+        })
     }
 }
 
@@ -254,6 +282,7 @@ impl State {
             limits,
             gateways,
             limiters: [limits.events, limits.bytes].map(full),
+            spare: [0, 0],
             used: Instant::now(),
         }
     }

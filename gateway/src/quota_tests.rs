@@ -59,6 +59,37 @@ fn what_is_paid_stays_paid_while_the_rest_is_waited_for() {
 }
 
 #[test]
+fn a_refused_call_uses_nothing_up() {
+    let text = "[[principal]]\ntenant = \"a\"\nname = \"b\"\nevents_per_s = 1\nburst_events = 2\n";
+    let path = write(text);
+    let limits = Limits {
+        events: rate_of(1, 10),
+        bytes: rate_of(1, 1_600),
+    };
+    let quotas = Quotas::load(Some(&path), limits).expect("valid");
+    let meter = quotas.meter(&caller("a", "b"));
+    for _try in 0..20 {
+        let spent = meter.pay_for_one(2_100).expect_err("more bytes than a burst");
+        assert_eq!(spent.quota, "tenant.bytes_per_second");
+    }
+    assert_eq!(meter.pay(&mut Due::of(2, 1_600)), Ok(()));
+    std::fs::remove_file(&path).expect("remove");
+}
+
+#[test]
+fn a_call_with_more_than_a_burst_is_paid_for_after_some_tries() {
+    let limits = Limits {
+        events: None,
+        bytes: rate_of(1_000_000, 1_600),
+    };
+    let quotas = Quotas::load(None, limits).expect("valid");
+    quotas.gateways().store(2, Ordering::Relaxed);
+    let meter = quotas.meter(&caller("a", "b"));
+    assert!(meter.pay_for_one(MAX_EVENT_BYTES).is_err());
+    assert!((0..).any(|_| meter.pay_for_one(MAX_EVENT_BYTES).is_ok()));
+}
+
+#[test]
 fn another_gateway_leaves_a_share_of_what_was_left() {
     let limits = Limits {
         events: rate_of(1, 100),

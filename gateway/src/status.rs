@@ -33,6 +33,8 @@ pub struct Failure {
     retry_after: Option<Duration>,
     quota: Option<&'static str>,
     facts: Vec<(&'static str, String)>,
+    /// Whether something may be stored, whatever the code says.
+    perhaps_stored: bool,
 }
 
 impl Failure {
@@ -47,6 +49,7 @@ impl Failure {
             retry_after: None,
             quota: None,
             facts: Vec::new(),
+            perhaps_stored: false,
         }
     }
 
@@ -86,6 +89,18 @@ impl Failure {
         self
     }
 
+    /// For the end of a session that has taken events whose fate the client was not told: they may be stored, whatever the
+    /// code says of what it refuses.
+    pub fn perhaps_stored(mut self) -> Self {
+        self.perhaps_stored = true;
+        self
+    }
+
+    /// Whether it is certain that nothing was stored.
+    const fn certainly_not_stored(&self) -> bool {
+        error_code::facts(self.code).certainly_not_stored && !self.perhaps_stored
+    }
+
     /// The code.
     pub const fn code(&self) -> ErrorCode {
         self.code
@@ -93,14 +108,13 @@ impl Failure {
 
     /// The same as an ack carries it.
     pub fn into_event_error(self) -> EventError {
-        let facts = error_code::facts(self.code);
         EventError {
             code: self.code.into(),
+            retriable: error_code::facts(self.code).retriable,
+            certainly_not_stored: self.certainly_not_stored(),
             field: self.field.into(),
             reason: self.reason.into_owned(),
             remedy: self.remedy.to_owned(),
-            retriable: facts.retriable,
-            certainly_not_stored: facts.certainly_not_stored,
         }
     }
 }
@@ -127,6 +141,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::BrokerUnavailable | ErrorCode::DeliveryUncertain | ErrorCode::Draining => Code::Unavailable,
         ErrorCode::Fenced => Code::Aborted,
         ErrorCode::DecisionPending => Code::DeadlineExceeded,
+        ErrorCode::EventIdUsed => Code::AlreadyExists,
         ErrorCode::Unimplemented => Code::Unimplemented,
         ErrorCode::Internal | ErrorCode::Unspecified => Code::Internal,
     }
@@ -140,12 +155,12 @@ pub fn short_name(code: ErrorCode) -> &'static str {
 
 impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
-        let facts = error_code::facts(failure.code);
+        let retriable = error_code::facts(failure.code).retriable;
         let mut metadata = HashMap::from([
-            ("retriable".to_owned(), facts.retriable.to_string()),
+            ("retriable".to_owned(), retriable.to_string()),
             (
                 "certainly_not_stored".to_owned(),
-                facts.certainly_not_stored.to_string(),
+                failure.certainly_not_stored().to_string(),
             ),
         ]);
         metadata.extend(
@@ -233,6 +248,22 @@ mod tests {
         let quota = &details.quota_failure().expect("quota").violations[0];
         assert_eq!(quota.subject, "tenant.events_per_second");
         assert!(details.bad_request().is_none());
+    }
+
+    #[test]
+    fn a_session_that_leaves_events_untold_does_not_call_them_absent() {
+        let failure = || Failure::new(ErrorCode::Fenced, "a newer session took over", "run one client");
+        for (failure, fact) in [(failure(), "true"), (failure().perhaps_stored(), "false")] {
+            let status = Status::from(failure);
+            assert_eq!(status.code(), Code::Aborted);
+            let details = status.get_error_details();
+            let info = details.error_info().expect("info");
+            assert_eq!(info.metadata["certainly_not_stored"], fact);
+            assert_eq!(
+                (info.reason.as_str(), info.metadata["retriable"].as_str()),
+                ("FENCED", "false")
+            );
+        }
     }
 
     #[test]

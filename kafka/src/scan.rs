@@ -92,17 +92,17 @@ impl Scanner {
         })
     }
 
-    /// Gives every record of the ranges to `each`, in order by partition, until `each` breaks. Offsets without a record,
-    /// such as the markers of transactions, are passed over; so is what was deleted or is beyond the end.
+    /// Gives every record of the ranges to `each`, in order by partition, until `each` breaks, and returns with what. Offsets
+    /// without a record, such as the markers of transactions, are passed over; so is what was deleted or is beyond the end.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn read(
+    pub fn read<B>(
         &self,
         topic: &str,
         ranges: &Ranges,
-        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
+        mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<B>,
+    ) -> Result<Option<B>, Error> {
         let control = |cause| error::Consumer::Control { step: "assign", cause };
         let mut open: BTreeMap<i32, i64> = BTreeMap::new();
         let mut start = TopicPartitionList::new();
@@ -114,19 +114,24 @@ impl Scanner {
         }
         self.reader.assign(&start).map_err(control)?;
         let mut heard = Instant::now();
+        let mut broken = None;
         while !open.is_empty() {
             match self.reader.poll(POLL) {
                 Some(Ok(message)) => {
-                    heard = Instant::now();
                     let Some(end) = open.get(&message.partition()).copied() else {
                         continue;
                     };
-                    if message.offset() < end && each(&message).is_break() {
+                    if message.offset() < end
+                        && let ControlFlow::Break(value) = each(&message)
+                    {
+                        broken = Some(value);
                         break;
                     }
                     if message.offset() + 1 >= end {
                         open.remove(&message.partition());
                     }
+                    // The time that `each` took is not the log's.
+                    heard = Instant::now();
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);
@@ -148,6 +153,6 @@ impl Scanner {
         }
         // What is not wanted is not fetched any further.
         self.reader.assign(&TopicPartitionList::new()).map_err(control)?;
-        Ok(())
+        Ok(broken)
     }
 }

@@ -72,7 +72,7 @@ pub fn last(
             {
                 newest = Some((from, message.payload().unwrap_or_default().to_vec()));
             }
-            ControlFlow::Continue(())
+            ControlFlow::<()>::Continue(())
         })?;
         if let Some((from, document)) = newest {
             let rules = RuleSet::parse(&String::from_utf8_lossy(&document)).map_err(|source| Error::Invalid {

@@ -24,6 +24,7 @@ pub const fn facts(code: ErrorCode) -> Facts {
         | ErrorCode::Fenced
         | ErrorCode::TokenInvalid
         | ErrorCode::Unimplemented => (false, true),
+        ErrorCode::EventIdUsed => (false, false),
         ErrorCode::SequenceGap | ErrorCode::QuotaExceeded | ErrorCode::BrokerUnavailable | ErrorCode::Draining => {
             (true, true)
         }

@@ -82,7 +82,8 @@ func (AckStatus) EnumDescriptor() ([]byte, []int) {
 }
 
 // What went wrong with an event, a session or a call. Each code states two facts, fixed for the code: whether the same
-// request may succeed when tried again, and whether it is certain that nothing was stored.
+// request may succeed when tried again, and whether it is certain that nothing was stored. A status that ends a publishing
+// stream while events of it are not acknowledged never says that it is certain: see Publish.
 type ErrorCode int32
 
 const (
@@ -124,6 +125,8 @@ const (
 	ErrorCode_ERROR_CODE_DECISION_PENDING ErrorCode = 16
 	// The caller lacks the role that the call needs, or may not publish to the topic. Not retriable, not stored.
 	ErrorCode_ERROR_CODE_PERMISSION_DENIED ErrorCode = 17
+	// The event_id was used for another payment, so that this one is not decided. Not retriable; it may be stored.
+	ErrorCode_ERROR_CODE_EVENT_ID_USED ErrorCode = 18
 )
 
 // Enum value maps for ErrorCode.
@@ -147,6 +150,7 @@ var (
 		15: "ERROR_CODE_INTERNAL",
 		16: "ERROR_CODE_DECISION_PENDING",
 		17: "ERROR_CODE_PERMISSION_DENIED",
+		18: "ERROR_CODE_EVENT_ID_USED",
 	}
 	ErrorCode_value = map[string]int32{
 		"ERROR_CODE_UNSPECIFIED":        0,
@@ -167,6 +171,7 @@ var (
 		"ERROR_CODE_INTERNAL":           15,
 		"ERROR_CODE_DECISION_PENDING":   16,
 		"ERROR_CODE_PERMISSION_DENIED":  17,
+		"ERROR_CODE_EVENT_ID_USED":      18,
 	}
 )
 
@@ -1524,7 +1529,7 @@ const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ACK_STATUS_STORED\x10\x01\x12\x18\n" +
 	"\x14ACK_STATUS_DUPLICATE\x10\x02\x12\x14\n" +
-	"\x10ACK_STATUS_ERROR\x10\x03*\xb1\x04\n" +
+	"\x10ACK_STATUS_ERROR\x10\x03*\xcf\x04\n" +
 	"\tErrorCode\x12\x1a\n" +
 	"\x16ERROR_CODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18ERROR_CODE_EVENT_INVALID\x10\x01\x12\x1f\n" +
@@ -1544,7 +1549,8 @@ const file_sluice_v1_ingest_proto_rawDesc = "" +
 	"\x18ERROR_CODE_UNIMPLEMENTED\x10\x0e\x12\x17\n" +
 	"\x13ERROR_CODE_INTERNAL\x10\x0f\x12\x1f\n" +
 	"\x1bERROR_CODE_DECISION_PENDING\x10\x10\x12 \n" +
-	"\x1cERROR_CODE_PERMISSION_DENIED\x10\x112\xdf\x01\n" +
+	"\x1cERROR_CODE_PERMISSION_DENIED\x10\x11\x12\x1c\n" +
+	"\x18ERROR_CODE_EVENT_ID_USED\x10\x122\xdf\x01\n" +
 	"\rIngestService\x12D\n" +
 	"\aPublish\x12\x19.sluice.v1.PublishRequest\x1a\x1a.sluice.v1.PublishResponse(\x010\x01\x12I\n" +
 	"\n" +

@@ -35,6 +35,14 @@ impl Backoff {
         self.since = None;
     }
 
+    /// A stream stood for so long before it was lost. One that outlasts every wait got through; one that is dropped at once
+    /// did not.
+    pub(crate) fn lasted(&mut self, time: Duration) {
+        if time >= LONGEST.min(self.patience) {
+            self.progress();
+        }
+    }
+
     /// How long to wait now, or `None` when there was no progress for too long. A random part of the wait keeps the
     /// clients of a restarted gateway from coming back all at once.
     pub(crate) fn wait(&mut self, now: Instant) -> Option<Duration> {
@@ -71,6 +79,23 @@ mod tests {
         assert!(waits[11] >= LONGEST / 2);
         backoff.progress();
         assert!(backoff.wait(now).unwrap() <= FIRST);
+    }
+
+    #[test]
+    fn a_stream_that_lasted_is_progress_and_one_that_is_dropped_at_once_is_not() {
+        let mut backoff = Backoff::new(Duration::from_secs(60));
+        let mut now = Instant::now();
+        for _hour in 0..3 {
+            assert!(backoff.wait(now).unwrap() <= FIRST);
+            now += Duration::from_secs(3_600);
+            backoff.lasted(Duration::from_secs(3_600));
+        }
+        for _second in 0..60 {
+            assert!(backoff.wait(now).is_some());
+            now += Duration::from_secs(1);
+            backoff.lasted(Duration::from_millis(900));
+        }
+        assert!(backoff.wait(now).is_none());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_proto::pb::decision_service_server::{DecisionService, DecisionServiceServer};
@@ -14,6 +15,7 @@ use sluice_proto::pb::subscribe_response::Message as Delivered;
 use sluice_proto::pb::{self, PublishRequest, PublishResponse, SubscribeRequest, SubscribeResponse};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,6 +34,8 @@ pub(crate) struct Script {
     pub(crate) cut_after: u64,
     /// With Drain, and all acks before; or without, and the newest acks missing.
     pub(crate) drain: bool,
+    /// A publishing stream ends when it had nothing to say for so long.
+    pub(crate) idle: Option<Duration>,
     /// The second session ends with this.
     pub(crate) refusal: Option<Status>,
     /// Decisions that there are.
@@ -93,6 +97,15 @@ impl Fake {
         *most = (*most).max(unacknowledged);
     }
 
+    /// The next message; none at the stream's end, which comes when the client is silent for too long.
+    async fn next(&self, requests: &mut Streaming<PublishRequest>) -> Option<Published> {
+        let request = match self.script.idle {
+            Some(idle) => timeout(idle, requests.message()).await.ok()?,
+            None => requests.message().await,
+        };
+        request.ok()??.message
+    }
+
     async fn publish(
         self,
         mut requests: Streaming<PublishRequest>,
@@ -122,10 +135,7 @@ impl Fake {
         };
         say(Answer::Ready(ready)).await;
         let (mut taken, mut unacknowledged) = (0, Vec::new());
-        while let Ok(Some(PublishRequest {
-            message: Some(Published::Batch(batch)),
-        })) = requests.message().await
-        {
+        while let Some(Published::Batch(batch)) = self.next(&mut requests).await {
             assert_eq!(batch.first_sequence, next, "sequence numbers are contiguous");
             for event in batch.events {
                 if !event.is_empty() {

@@ -23,6 +23,8 @@ pub struct Refusal {
     pub fields: Vec<(String, String)>,
     /// When to try again, where the gateway says so.
     pub retry_after: Option<Duration>,
+    /// See [`Refusal::certainly_not_stored`].
+    not_stored: bool,
 }
 
 impl Refusal {
@@ -52,9 +54,18 @@ impl Refusal {
         }
     }
 
-    /// Whether it is certain that nothing was stored.
+    /// Whether it is certain that nothing was stored of what was refused. In a [`crate::Ticket`]'s error, that is the ticket's
+    /// event.
     pub fn certainly_not_stored(&self) -> bool {
-        self.error != ErrorCode::Unspecified && error_code::facts(self.error).certainly_not_stored
+        self.not_stored
+    }
+
+    /// The same for one event of a session that it ended. Of that is known whether it was ever sent, and nothing else.
+    pub(crate) fn of_event(self, sent: bool) -> Self {
+        Self {
+            not_stored: !sent,
+            ..self
+        }
     }
 
     /// The gateway closed the stream without an error, or said something that the contract does not know.
@@ -65,6 +76,7 @@ impl Refusal {
             message: message.to_owned(),
             fields: Vec::new(),
             retry_after: None,
+            not_stored: false,
         }
     }
 }
@@ -72,11 +84,14 @@ impl Refusal {
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         let details = status.get_error_details();
-        let error = details.error_info().map_or(ErrorCode::Unspecified, |info| {
+        let info = details.error_info();
+        let error = info.map_or(ErrorCode::Unspecified, |info| {
             ErrorCode::from_str_name(&info.reason)
                 .or_else(|| ErrorCode::from_str_name(&format!("ERROR_CODE_{}", info.reason)))
                 .unwrap_or(ErrorCode::Unspecified)
         });
+        // What ends a session may take back what its code says.
+        let stated = info.and_then(|info| info.metadata.get("certainly_not_stored"));
         let fields = details.bad_request().map_or_else(Vec::new, |request| {
             let pair =
                 |violation: &tonic_types::FieldViolation| (violation.field.clone(), violation.description.clone());
@@ -88,6 +103,7 @@ impl From<Status> for Refusal {
             message: status.message().to_owned(),
             fields,
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            not_stored: stated.map_or(error_code::facts(error).certainly_not_stored, |fact| fact == "true"),
         }
     }
 }
@@ -122,6 +138,18 @@ mod tests {
         assert!(!refusal.retriable());
         assert!(refusal.certainly_not_stored());
         assert_eq!(refusal.to_string(), "Aborted: fenced; open.epoch: is too low");
+    }
+
+    #[test]
+    fn what_a_status_states_goes_before_what_its_code_does() {
+        for (stated, not_stored) in [("false", false), ("true", true)] {
+            let fact = ("certainly_not_stored".to_owned(), stated.to_owned());
+            let details = ErrorDetails::with_error_info("FENCED", "sluice.v1", HashMap::from([fact]));
+            let refusal = Refusal::from(Status::with_error_details(Code::Aborted, "fenced", details));
+            assert_eq!(refusal.certainly_not_stored(), not_stored);
+            assert!(refusal.clone().of_event(false).certainly_not_stored());
+            assert!(!refusal.of_event(true).certainly_not_stored());
+        }
     }
 
     #[test]

@@ -126,6 +126,31 @@ async fn patience_has_an_end() {
 }
 
 #[tokio::test]
+async fn a_publisher_with_nothing_to_say_goes_on_from_session_to_session() {
+    let script = Script {
+        credit: 16,
+        cut_after: EVENTS,
+        idle: Some(Duration::from_millis(1_500)),
+        ..Script::default()
+    };
+    let (fake, target) = Fake::start(script).await;
+    // Less than a session lasts: without one it is only for a moment each time.
+    let builder = Publisher::builder(target, "tests", 1).patience(Duration::from_millis(500));
+    let publisher = builder.connect().await.unwrap();
+    let third = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        while publisher.sessions() < 3 {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), third).await.unwrap();
+    let receipt = publisher.publish(event(1)).await.unwrap().await.unwrap();
+    assert_eq!(receipt.outcome, Outcome::Stored { position: None });
+    publisher.close().await.unwrap();
+    assert_eq!(stored(&fake), [1]);
+}
+
+#[tokio::test]
 async fn decisions_come_once_and_in_order_though_connections_are_cut() {
     let script = Script {
         cut_after: 20,

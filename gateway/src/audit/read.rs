@@ -1,7 +1,7 @@
 //! Owns the reading of the audit log for auditors: the lines of their own tenant, from the topic that all gateways write.
 //!
 //! Comes after `service`. Each call reads with a consumer of its own, on a thread that may block, as fast as its client takes
-//! the lines.
+//! the lines. A call that ends well has given all of them; any other says why it ends.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use sluice_kafka::config::Isolation;
 use sluice_kafka::error;
 use sluice_kafka::scan::{self, Ranges, Scanner};
 use sluice_proto::pb::{self, ErrorCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::SendTimeoutError;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -20,11 +22,14 @@ use tonic::Status;
 use super::Line;
 use crate::auth::Caller;
 use crate::status::Failure;
+use crate::{guard, ingest};
 
 /// Calls that read at a time.
 pub const MAX_READERS: usize = 4;
 /// Lines that wait for a slow client.
 pub const WAITING_LINES: usize = 64;
+/// How long a client may take no line before its call ends, so that others get their turn.
+pub const LINE_TIMEOUT: Duration = Duration::from_secs(10);
 /// When a caller should try again after all readers were in use.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The quota that is spent then.
@@ -81,19 +86,26 @@ impl Reader {
             .quota(READERS)
             .retry_after(RETRY_AFTER)
         })?;
-        let (lines, stream) = mpsc::channel(WAITING_LINES);
-        let (tenant, draining) = (caller.tenant.clone(), self.draining.clone());
+        let (lines, stream) = mpsc::channel(WAITING_LINES + 1);
+        // Room for how the call ends, however many lines wait before it.
+        let Ok(last) = lines.clone().try_reserve_owned() else {
+            unreachable!("nothing was sent yet");
+        };
+        let (caller, draining) = (caller.clone(), self.draining.clone());
         tokio::task::spawn_blocking(move || {
-            let read = source.read(&tenant, since_ms, &lines, &draining, &room);
-            if let Err(error) = read {
-                tracing::warn!(%error, "the audit log cannot be read");
-                let failure = Failure::new(
-                    ErrorCode::BrokerUnavailable,
-                    "the audit log cannot be read now",
-                    "call again",
-                );
-                // A client that went away does not wait any more.
-                drop(lines.blocking_send(Err(failure.into())));
+            let _room = room;
+            let ended = source
+                .read(&caller, since_ms, &lines, &draining)
+                .unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the audit log cannot be read");
+                    Some(Failure::new(
+                        ErrorCode::BrokerUnavailable,
+                        "the audit log cannot be read now",
+                        "call again",
+                    ))
+                });
+            if let Some(failure) = ended {
+                last.send(Err(failure.into()));
             }
         });
         Ok(ReceiverStream::new(stream))
@@ -101,32 +113,41 @@ impl Reader {
 }
 
 impl Source {
+    /// Gives the lines to the client. `Some` where it does not get all of them, with why, unless it is gone.
     fn read(
         &self,
-        tenant: &str,
+        caller: &Caller,
         since_ms: i64,
         lines: &mpsc::Sender<Result<pb::ReadAuditResponse, Status>>,
         draining: &CancellationToken,
-        _room: &OwnedSemaphorePermit,
-    ) -> Result<(), scan::Error> {
+    ) -> Result<Option<Failure>, scan::Error> {
+        let runtime = Handle::current();
         let scanner = Scanner::new(&self.kafka, Isolation::ReadUncommitted)?;
         let ranges = self.ranges(&scanner, since_ms)?;
-        scanner.read(&self.topic, &ranges, |message| {
-            if lines.is_closed() || draining.is_cancelled() {
-                return ControlFlow::Break(());
+        let ended = scanner.read(&self.topic, &ranges, |message| {
+            if lines.is_closed() {
+                return ControlFlow::Break(None);
+            }
+            if draining.is_cancelled() {
+                return ControlFlow::Break(Some(ingest::draining()));
+            }
+            if let Some(failure) = guard::lapsed(caller) {
+                return ControlFlow::Break(Some(failure));
             }
             // Anybody may write to a topic; what is no line is not ours.
             let line = message
                 .payload()
                 .and_then(|bytes| serde_json::from_slice::<Line>(bytes).ok());
-            let Some(line) = line.filter(|line| line.tenant.as_deref() == Some(tenant)) else {
+            let Some(line) = line.filter(|line| line.tenant.as_deref() == Some(&*caller.tenant)) else {
                 return ControlFlow::Continue(());
             };
-            match lines.blocking_send(Ok(response(line))) {
+            match runtime.block_on(lines.send_timeout(Ok(response(line)), LINE_TIMEOUT)) {
                 Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
+                Err(SendTimeoutError::Closed(_)) => ControlFlow::Break(None),
+                Err(SendTimeoutError::Timeout(_)) => ControlFlow::Break(Some(unread())),
             }
-        })
+        })?;
+        Ok(ended.flatten())
     }
 
     fn ranges(&self, scanner: &Scanner, since_ms: i64) -> Result<Ranges, error::Consumer> {
@@ -139,6 +160,16 @@ impl Source {
         }
         Ok(ranges)
     }
+}
+
+fn unread() -> Failure {
+    Failure::new(
+        ErrorCode::QuotaExceeded,
+        "the client takes no entries, and others wait for the reader",
+        "call again with the time of the last entry as since, and read without a pause",
+    )
+    .quota(READERS)
+    .retry_after(RETRY_AFTER)
 }
 
 fn response(line: Line) -> pb::ReadAuditResponse {

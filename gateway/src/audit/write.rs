@@ -13,7 +13,6 @@ use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
-
 use sluice_kafka::config::LINGER_MS;
 
 use super::{Line, Places};

@@ -132,7 +132,8 @@ impl Issuer {
             name: format!("{}#{subject}", self.entry.issuer).into(),
             roles: Arc::from(roles),
             topics: self.entry.topics.clone().or(claims.topics).map(Arc::from),
-            expires: UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp) + LEEWAY),
+            // A time beyond what the clock can tell never comes.
+            expires: UNIX_EPOCH.checked_add(Duration::from_secs(claims.exp).saturating_add(LEEWAY)),
             revoked: self.revoked.clone(),
         })
     }
@@ -200,5 +201,40 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> Option<Invalid> {
         | ErrorKind::MissingRequiredClaim(_)
         | ErrorKind::Json(_) => Some(Invalid::Claims),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_may_expire_at_any_time() {
+        let issuer = Issuer {
+            entry: Entry {
+                issuer: "https://id.example".to_owned(),
+                audience: "sluice".to_owned(),
+                jwks: "jwks.json".to_owned(),
+                tenant: Some("acme".to_owned()),
+                roles: Some(vec![Role::Publish]),
+                topics: None,
+            },
+            keys: Vec::new(),
+            read: Instant::now(),
+            revoked: CancellationToken::new(),
+        };
+        let expires = |exp| {
+            let claims = Claims {
+                sub: None,
+                exp,
+                tenant: None,
+                roles: None,
+                topics: None,
+            };
+            issuer.caller(claims).expect("a caller").expires
+        };
+        assert_eq!(expires(0), Some(UNIX_EPOCH + LEEWAY));
+        assert_eq!(expires(u64::MAX - 1), None);
+        assert_eq!(expires(u64::MAX), None);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rdkafka::error::KafkaError;
 use sluice_kafka::error;
 use sluice_proto::pb::ExpiredPosition;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::consume::Polled;
@@ -24,6 +25,9 @@ use crate::status::Failure;
 pub const STEPS: usize = 2;
 /// Records of a step.
 pub const STEP_RECORDS: usize = 512;
+/// How long a reader waits for a subscription that takes no step, for want of credit or because its client does not read,
+/// before it leaves its room to others.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a reader that finds nothing waits before it looks whether it is still wanted.
 pub const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -36,7 +40,8 @@ pub struct Step {
     pub cursor: Cursor,
 }
 
-/// The way back, as long as it lasts: the channel closes when the ring is reached.
+/// The way back, as long as it lasts: the channel closes when the ring is reached, and when nothing was taken from it for
+/// [`STEP_TIMEOUT`]. The subscription goes on from the last step that it took, with another reader where it is still behind.
 pub type Steps = mpsc::Receiver<Result<Step, Failure>>;
 
 struct CatchUp {
@@ -51,7 +56,8 @@ struct CatchUp {
     starts: Vec<i64>,
 }
 
-/// Starts a reader at the cursor. It ends when it reaches the ring, fails, or the receiver is dropped.
+/// Starts a reader at the cursor. It ends when it reaches the ring, fails, is not listened to for [`STEP_TIMEOUT`], or the
+/// receiver is dropped.
 pub fn begin(
     shared: Arc<Shared>,
     cursor: Cursor,
@@ -66,11 +72,18 @@ pub fn begin(
         let failed = steps.clone();
         let result = CatchUp::build(shared, cursor, filter, on_expired, steps).and_then(CatchUp::run);
         if let Err(failure) = result {
-            // Where the subscription is gone, nobody needs to know.
-            drop(failed.blocking_send(Err(failure)));
+            // Where the subscription is gone, nobody needs to know; one that takes no step meets the failure again.
+            give(&failed, Err(failure));
         }
     });
     receiver
+}
+
+/// Hands the subscription a step, or why there are no more; `false` where there was no room in time. Blocks.
+fn give(steps: &mpsc::Sender<Result<Step, Failure>>, step: Result<Step, Failure>) -> bool {
+    Handle::current()
+        .block_on(steps.send_timeout(step, STEP_TIMEOUT))
+        .is_ok()
 }
 
 impl CatchUp {
@@ -139,7 +152,7 @@ impl CatchUp {
                 entries: std::mem::take(&mut entries),
                 cursor: self.cursor.clone(),
             };
-            if self.steps.blocking_send(Ok(step)).is_err() || arrived {
+            if !give(&self.steps, Ok(step)) || arrived {
                 return Ok(());
             }
         }

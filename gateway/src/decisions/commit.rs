@@ -32,7 +32,7 @@ pub const MAX_CURSORS: usize = 256;
 /// Longest name of a cursor, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 /// How soon the group forgets a subscriber whose gateway died. Nobody waits for it: a newcomer replaces the member at once.
-/// A quarter of it is how often a subscriber learns that it was replaced by another gateway's.
+/// A twelfth of it is how often a subscriber learns that it was replaced by another gateway's.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 /// How long joining the group may take; a broker lets a group's first member wait for others, for 3 s unless configured.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(15);

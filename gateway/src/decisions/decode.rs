@@ -48,9 +48,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether reading the same record later may succeed.
+    /// Whether reading the same record later may succeed: a registry that refuses, for whatever reason, may be mended.
     pub fn is_retriable(&self) -> bool {
-        matches!(self, Self::Registry(error) if error.is_retriable())
+        matches!(self, Self::Registry(error) if !error.is_not_found())
     }
 }
 

@@ -30,7 +30,8 @@ pub const MAX_LOOK_BACKS: usize = 4;
 /// How long one poll waits.
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Whose decision is searched for.
+/// Which decision is searched for. There is at most one: in a partition the second payment of an event_id is not decided,
+/// whatever its content.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The caller's tenant.

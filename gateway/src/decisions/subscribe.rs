@@ -92,7 +92,8 @@ struct Subscription {
     last_sent: Instant,
 }
 
-/// Serves one stream to its end.
+/// Serves one stream to its end. After its own end `inbound` must be pending, or tell why the subscription has to end, as a
+/// guarded one does.
 pub async fn run<S>(shared: Arc<Shared>, caller: Caller, flow: Flow, mut inbound: S, outbound: Outbound)
 where
     S: Stream<Item = Result<pb::SubscribeRequest, Status>> + Unpin,
@@ -237,7 +238,8 @@ impl Subscription {
             let behind = reads_rings && !self.arrival.follows() && self.is_behind();
             tokio::select! {
                 biased;
-                request = inbound.next(), if !self.closed => self.receive(request).await?,
+                // Also after the client has closed its side: the credentials may still run out.
+                request = inbound.next() => self.receive(request).await?,
                 state = changed(&mut self.held), if self.held.is_some() => self.tell(state, outbound).await?,
                 step = next_step(&mut self.steps), if reads_steps => self.take_step(step)?,
                 () = std::future::ready(()), if reads_rings && !behind => {}
@@ -328,17 +330,18 @@ impl Subscription {
         Ok(())
     }
 
-    /// Tells how far the subscription has come, over what is not for it.
+    /// Tells how far the subscription has come, over what is not for it. Something is sent in any case: also where decisions
+    /// wait for credit, the position is that of what was delivered.
     async fn progress(&mut self, outbound: &Outbound) -> Result<(), Over> {
         self.more = true;
         self.collect();
-        if self.backlog.is_empty() {
-            let progress = pb::Progress {
-                token: self.delivered.token().into(),
-            };
-            return self.send(outbound, Response::Progress(progress)).await;
+        if self.credit > 0 && !self.backlog.is_empty() {
+            return self.deliver(outbound).await;
         }
-        self.deliver(outbound).await
+        let progress = pb::Progress {
+            token: self.delivered.token().into(),
+        };
+        self.send(outbound, Response::Progress(progress)).await
     }
 
     async fn send(&mut self, outbound: &Outbound, message: Response) -> Result<(), Over> {

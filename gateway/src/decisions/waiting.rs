@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use sluice_proto::decision::Decision;
 use sluice_proto::event::EventId;
 use tokio::sync::oneshot;
 
@@ -15,25 +15,36 @@ use super::decode::Entry;
 
 /// Calls that may wait for a decision at a time, over all connections.
 pub const MAX_WAITING: usize = 16_384;
+/// Calls of one tenant that may wait for the same event_id: all of them are looked at when one goes away.
+pub const MAX_WAITING_FOR_ONE: usize = 64;
 
 /// Everybody who waits. Clones share it.
 #[derive(Clone, Default)]
-pub struct Waiting(Arc<Inner>);
+pub struct Waiting(Arc<Mutex<Waiters>>);
 
 #[derive(Default)]
-struct Inner {
+struct Waiters {
     /// Several calls may wait for one payment, and tenants may use the same event_id.
-    by_event: Mutex<HashMap<EventId, Vec<Waiter>>>,
-    calls: AtomicU64,
+    by_event: HashMap<EventId, Vec<Waiter>>,
+    /// Interests that live.
+    calls: usize,
+    last_call: u64,
 }
 
 struct Waiter {
     call: u64,
     tenant: Arc<str>,
+    account: String,
     answer: oneshot::Sender<Arc<Entry>>,
 }
 
-/// A call's interest in one decision, for as long as it lives.
+impl Waiter {
+    fn waits_for(&self, decision: &Decision) -> bool {
+        *self.tenant == *decision.tenant && self.account == decision.account_id
+    }
+}
+
+/// A call's interest in the decision of one payment, for as long as it lives.
 pub struct Interest {
     waiting: Waiting,
     event_id: EventId,
@@ -42,20 +53,33 @@ pub struct Interest {
 }
 
 impl Waiting {
-    /// Registers interest in a decision that is still to come; `None` when too many calls wait.
-    pub fn register(&self, tenant: &Arc<str>, event_id: EventId) -> Option<Interest> {
+    /// Registers interest in a decision that is still to come; `None` when too many calls wait, at all or for this event_id.
+    /// The same event_id of another account is another payment.
+    pub fn register(&self, tenant: &Arc<str>, account: &str, event_id: EventId) -> Option<Interest> {
         let (sender, answer) = oneshot::channel();
-        let call = self.0.calls.fetch_add(1, Ordering::Relaxed);
-        let mut by_event = self.0.by_event.lock();
-        if by_event.len() >= MAX_WAITING {
+        let mut waiters = self.0.lock();
+        let Waiters {
+            by_event,
+            calls,
+            last_call,
+        } = &mut *waiters;
+        if *calls >= MAX_WAITING {
             return None;
         }
-        by_event.entry(event_id).or_default().push(Waiter {
+        let same = by_event.entry(event_id).or_default();
+        if same.iter().filter(|waiter| waiter.tenant == *tenant).count() >= MAX_WAITING_FOR_ONE {
+            return None;
+        }
+        *calls += 1;
+        *last_call += 1;
+        let call = *last_call;
+        same.push(Waiter {
             call,
             tenant: tenant.clone(),
+            account: account.to_owned(),
             answer: sender,
         });
-        drop(by_event);
+        drop(waiters);
         Some(Interest {
             waiting: self.clone(),
             event_id,
@@ -67,19 +91,19 @@ impl Waiting {
     /// Answers all who wait for this decision.
     pub fn tell(&self, entry: &Arc<Entry>) {
         let decision = &entry.decision;
-        let mut by_event = self.0.by_event.lock();
+        let mut waiters = self.0.lock();
         // Most decisions are of sessions, for which nobody waits: no hash for those.
-        if by_event.is_empty() {
+        if waiters.by_event.is_empty() {
             return;
         }
-        let Some(waiters) = by_event.get_mut(&decision.event_id) else {
+        let Some(same) = waiters.by_event.get_mut(&decision.event_id) else {
             return;
         };
-        let told = waiters.extract_if(.., |waiter| *waiter.tenant == *decision.tenant);
+        let told = same.extract_if(.., |waiter| waiter.waits_for(decision));
         // A call that went away does not wait any more.
         told.for_each(|waiter| drop(waiter.answer.send(entry.clone())));
-        if waiters.is_empty() {
-            by_event.remove(&decision.event_id);
+        if same.is_empty() {
+            waiters.by_event.remove(&decision.event_id);
         }
     }
 }
@@ -97,11 +121,12 @@ impl Interest {
 
 impl Drop for Interest {
     fn drop(&mut self) {
-        let mut by_event = self.waiting.0.by_event.lock();
-        if let Some(waiters) = by_event.get_mut(&self.event_id) {
-            waiters.retain(|waiter| waiter.call != self.call);
-            if waiters.is_empty() {
-                by_event.remove(&self.event_id);
+        let mut waiters = self.waiting.0.lock();
+        waiters.calls -= 1;
+        if let Some(same) = waiters.by_event.get_mut(&self.event_id) {
+            same.retain(|waiter| waiter.call != self.call);
+            if same.is_empty() {
+                waiters.by_event.remove(&self.event_id);
             }
         }
     }
@@ -114,38 +139,80 @@ mod tests {
     use super::super::filter::tests::decision;
     use super::*;
 
-    fn entry(tenant: &str) -> Arc<Entry> {
+    fn entry(tenant: &str, account: &str) -> Arc<Entry> {
         Arc::new(Entry {
             partition: 0,
             offset: 0,
             decided_at_ms: 0,
             traceparent: Box::default(),
-            decision: decision(tenant, "a", 7),
+            decision: decision(tenant, account, 7),
         })
     }
 
+    fn id(number: usize) -> EventId {
+        EventId::new(uuid::Uuid::from_u128(number as u128 + 1))
+    }
+
+    fn is_empty(waiting: &Waiting) -> bool {
+        let waiters = waiting.0.lock();
+        waiters.by_event.is_empty() && waiters.calls == 0
+    }
+
     #[test]
-    fn a_decision_answers_all_who_wait_for_it_and_nobody_of_another_tenant() {
+    fn a_decision_answers_all_who_wait_for_it_and_nobody_of_another_tenant_or_account() {
         let waiting = Waiting::default();
-        let id = entry("acme").decision.event_id;
-        let register = |tenant: &str| waiting.register(&tenant.into(), id).expect("room");
-        let (mut first, mut second, mut other) = (register("acme"), register("acme"), register("evil"));
-        waiting.tell(&entry("acme"));
+        let decided = entry("acme", "a");
+        let id = decided.decision.event_id;
+        let register = |tenant: &str, account| waiting.register(&tenant.into(), account, id).expect("room");
+        let (mut first, mut second) = (register("acme", "a"), register("acme", "a"));
+        let (mut other, mut another) = (register("evil", "a"), register("acme", "b"));
+        waiting.tell(&decided);
         assert!(first.decided().now_or_never().is_some() && second.decided().now_or_never().is_some());
-        assert!(other.decided().now_or_never().is_none());
-        drop((first, second, other));
-        assert!(waiting.0.by_event.lock().is_empty());
+        assert!(other.decided().now_or_never().is_none() && another.decided().now_or_never().is_none());
+        waiting.tell(&entry("acme", "b"));
+        assert!(another.decided().now_or_never().is_some());
+        drop((first, second, other, another));
+        assert!(is_empty(&waiting));
     }
 
     #[test]
     fn a_call_that_went_away_leaves_nothing_behind() {
         let waiting = Waiting::default();
-        let id = entry("acme").decision.event_id;
-        let gone = waiting.register(&"acme".into(), id).expect("room");
-        let mut stays = waiting.register(&"acme".into(), id).expect("room");
+        let decided = entry("acme", "a");
+        let id = decided.decision.event_id;
+        let gone = waiting.register(&"acme".into(), "a", id).expect("room");
+        let mut stays = waiting.register(&"acme".into(), "a", id).expect("room");
         drop(gone);
-        waiting.tell(&entry("acme"));
+        waiting.tell(&decided);
         assert!(stays.decided().now_or_never().is_some());
-        assert!(waiting.0.by_event.lock().is_empty());
+        drop(stays);
+        assert!(is_empty(&waiting));
+    }
+
+    #[test]
+    fn so_many_calls_of_a_tenant_wait_for_one_event() {
+        let waiting = Waiting::default();
+        let register = |tenant: &str, account, number| waiting.register(&tenant.into(), account, id(number));
+        let mut same: Vec<_> = (0..MAX_WAITING_FOR_ONE).map(|_| register("acme", "a", 1)).collect();
+        assert!(same.iter().all(Option::is_some));
+        assert!(register("acme", "b", 1).is_none());
+        assert!(register("evil", "a", 1).is_some() && register("acme", "a", 2).is_some());
+        same.pop();
+        assert!(register("acme", "b", 1).is_some());
+        drop(same);
+        assert!(is_empty(&waiting));
+    }
+
+    #[test]
+    fn so_many_calls_wait_in_all() {
+        let waiting = Waiting::default();
+        let register = |number: usize| waiting.register(&"acme".into(), "a", id(number / MAX_WAITING_FOR_ONE));
+        let mut all: Vec<_> = (0..MAX_WAITING).map(register).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(register(MAX_WAITING).is_none());
+        all.pop();
+        assert!(register(MAX_WAITING).is_some());
+        drop(all);
+        assert!(is_empty(&waiting));
     }
 }

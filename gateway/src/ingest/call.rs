@@ -14,7 +14,6 @@ use super::encode::Scratch;
 use super::publish::{Full, Origin, Recipient};
 use super::{Shared, decode};
 use crate::auth::Caller;
-use crate::quota::Due;
 use crate::status::Failure;
 
 /// When a caller should try again after Kafka's queue or the gate was full.
@@ -66,11 +65,7 @@ pub(crate) fn submit<T>(
     let event = event.ok_or_else(|| {
         Failure::new(ErrorCode::RequestInvalid, "is missing", "send the event to publish").field("event")
     })?;
-    if let Err(spent) = shared
-        .quotas
-        .meter(caller)
-        .pay(&mut Due::of(1, event.encoded_len() as u64))
-    {
+    if let Err(spent) = shared.quotas.meter(caller).pay_for_one(event.encoded_len()) {
         let remedy = "wait, or publish over a session, which waits for you";
         let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
         return Err(failure.quota(spent.quota).retry_after(spent.retry_after));

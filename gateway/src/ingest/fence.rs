@@ -9,22 +9,25 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sluice_proto::pb::ErrorCode;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Failure;
 
 type Producer = (Arc<str>, String);
 
-#[derive(Debug)]
-struct Holder {
-    epoch: u64,
-    fenced: CancellationToken,
-    settled: CancellationToken,
+/// The sessions of a producer_id, as long as there is a claim.
+#[derive(Debug, Default)]
+struct Sessions {
+    /// The newest one, until it is over: its epoch, and what fences it.
+    newest: Option<(u64, CancellationToken)>,
+    /// How many claims there are.
+    claims: watch::Sender<usize>,
 }
 
-/// The producers with an open session.
+/// The producers with an open session, or with one of which events are under way.
 #[derive(Clone, Debug, Default)]
-pub struct Fences(Arc<Mutex<HashMap<Producer, Holder>>>);
+pub struct Fences(Arc<Mutex<HashMap<Producer, Sessions>>>);
 
 /// A session's claim on its producer_id, for as long as it lives and until the last of its events is settled.
 #[derive(Debug)]
@@ -32,8 +35,7 @@ pub struct Claim {
     fences: Fences,
     producer: Producer,
     fenced: CancellationToken,
-    settled: CancellationToken,
-    predecessor: Option<CancellationToken>,
+    claims: watch::Receiver<usize>,
 }
 
 impl Fences {
@@ -44,28 +46,22 @@ impl Fences {
     /// `FENCED` where a newer epoch has it.
     pub fn claim(&self, tenant: &Arc<str>, producer_id: &str, epoch: u64) -> Result<Claim, Failure> {
         let producer = (tenant.clone(), producer_id.to_owned());
-        let (fenced, settled) = (CancellationToken::new(), CancellationToken::new());
-        let mut predecessor = None;
-        let mut holders = self.0.lock();
-        if let Some(holder) = holders.get(&producer) {
-            if holder.epoch > epoch {
-                return Err(failure().fact("epoch", holder.epoch));
+        let mut producers = self.0.lock();
+        let sessions = producers.entry(producer.clone()).or_default();
+        if let Some((newest, fenced)) = &sessions.newest {
+            if *newest > epoch {
+                return Err(failure().fact("epoch", newest));
             }
-            holder.fenced.cancel();
-            predecessor = Some(holder.settled.clone());
+            fenced.cancel();
         }
-        let holder = Holder {
-            epoch,
-            fenced: fenced.clone(),
-            settled: settled.clone(),
-        };
-        holders.insert(producer.clone(), holder);
+        let fenced = CancellationToken::new();
+        sessions.newest = Some((epoch, fenced.clone()));
+        sessions.claims.send_modify(|claims| *claims += 1);
         Ok(Claim {
+            claims: sessions.claims.subscribe(),
             fences: self.clone(),
             producer,
             fenced,
-            settled,
-            predecessor,
         })
     }
 }
@@ -76,21 +72,30 @@ impl Claim {
         &self.fenced
     }
 
-    /// Cancelled when the session that had the producer_id before is over and all of its events are settled. `None`
-    /// where there was none.
-    pub const fn predecessor(&self) -> Option<&CancellationToken> {
-        self.predecessor.as_ref()
+    /// Waits until every other session that had the producer_id is over and all of its events are settled, also those that
+    /// one between left behind. Cancel-safe.
+    pub async fn alone(&self) {
+        let mut claims = self.claims.clone();
+        // Their number is told as long as there is this one.
+        drop(claims.wait_for(|claims| *claims <= 1).await);
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        let mut producers = self.fences.0.lock();
+        let Some(sessions) = producers.get_mut(&self.producer) else {
+            return;
+        };
         // A fenced session's place is another's.
-        let mut holders = self.fences.0.lock();
         if !self.fenced.is_cancelled() {
-            holders.remove(&self.producer);
+            sessions.newest = None;
         }
-        self.settled.cancel();
+        sessions.claims.send_modify(|claims| *claims -= 1);
+        let is_last = *sessions.claims.borrow() == 0;
+        if is_last {
+            producers.remove(&self.producer);
+        }
     }
 }
 
@@ -105,7 +110,28 @@ pub fn failure() -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    fn is_alone(claim: &Claim) -> bool {
+        claim.alone().now_or_never().is_some()
+    }
+
+    #[test]
+    fn a_session_waits_for_all_earlier_ones_and_not_only_for_the_last() {
+        let fences = Fences::default();
+        let tenant: Arc<str> = "acme".into();
+        let first = fences.claim(&tenant, "p", 1).expect("free");
+        // Its client goes away while it opens.
+        drop(fences.claim(&tenant, "p", 2).expect("newer"));
+        let third = fences.claim(&tenant, "p", 1).expect("nobody has it");
+        assert!(!is_alone(&third), "the first one has events under way");
+        drop(first);
+        assert!(is_alone(&third));
+        drop(third);
+        assert!(fences.0.lock().is_empty());
+    }
 
     #[test]
     fn a_newer_session_fences_the_older_and_an_older_one_is_refused() {
@@ -113,14 +139,13 @@ mod tests {
         let tenant: Arc<str> = "acme".into();
         let first = fences.claim(&tenant, "p", 1).expect("free");
         let other = fences.claim(&"evil".into(), "p", 9).expect("another tenant's");
+        assert!(is_alone(&first) && is_alone(&other));
         let again = fences.claim(&tenant, "p", 1).expect("reconnected");
-        let settled = again.predecessor().expect("had it before").clone();
         assert!(first.fenced().is_cancelled() && !again.fenced().is_cancelled());
         let newer = fences.claim(&tenant, "p", 2).expect("newer");
-        assert!(again.fenced().is_cancelled());
-        assert!(!settled.is_cancelled() && first.predecessor().is_none());
+        assert!(again.fenced().is_cancelled() && !is_alone(&newer));
         drop((first, again));
-        assert!(settled.is_cancelled());
+        assert!(is_alone(&newer));
         let refused = fences.claim(&tenant, "p", 1).expect_err("older");
         assert_eq!(refused.code(), ErrorCode::Fenced);
         assert!(!newer.fenced().is_cancelled() && !other.fenced().is_cancelled());

@@ -11,6 +11,8 @@ pub mod controller;
 pub mod decode;
 pub mod encode;
 pub mod fence;
+#[cfg(test)]
+mod fixture;
 pub mod open;
 pub mod publish;
 mod pump;

@@ -13,15 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::ack::{Acks, Settlements};
 use super::admit::Window;
-use super::resume::Wanted;
+use super::fence::Claim;
+use super::resume::{CLOCK_SLACK, Wanted};
 use super::sequence::{self, Sequence};
 use super::token::{Owner, Progress};
 use super::{Shared, fence};
 use crate::auth::Caller;
 use crate::status::Failure;
 
-/// How long a resumed session waits for what its predecessor on this gateway has under way: most of it is settled within
-/// some milliseconds, and then it need not go again.
+/// How long a resumed session waits for what earlier ones on this gateway have under way: most of it is settled within some
+/// milliseconds, and then it need not go again.
 pub const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a session begins with.
@@ -67,7 +68,7 @@ pub async fn open(shared: &Shared, caller: &Caller, open: pb::PublishOpen) -> Re
     let fenced = claim.fenced().clone();
     let (mut acks, in_doubt) = match progress {
         None => (Acks::new(sequence::FIRST, open.want_positions), false),
-        Some(progress) => resume(shared, caller, &open, progress, claim.predecessor()).await?,
+        Some(progress) => resume(shared, caller, &open, progress, &claim).await?,
     };
     let in_flight = match open.max_in_flight {
         0 => shared.max_in_flight_events,
@@ -110,20 +111,19 @@ async fn resume(
     caller: &Caller,
     open: &pb::PublishOpen,
     progress: Progress,
-    predecessor: Option<&CancellationToken>,
+    claim: &Claim,
 ) -> Result<(Acks, bool), Failure> {
-    let mut in_doubt = false;
-    if let Some(settled) = predecessor {
-        let waited = tokio::time::timeout(PREDECESSOR_TIMEOUT, settled.cancelled());
-        in_doubt = waited.await.is_err();
-    }
+    let waited = tokio::time::timeout(PREDECESSOR_TIMEOUT, claim.alone()).await;
     let Progress { next, above, since_ms } = progress;
+    // A clock that is ahead has made the token, and nothing is looked for in the time by which it is.
+    let is_ahead = since_ms > (shared.clock)() / 1_000 + CLOCK_SLACK.as_millis() as i64;
+    let in_doubt = waited.is_err() || is_ahead;
     let known: u64 = above.iter().map(|(first, last)| last - first + 1).sum();
     let sent = open.last_sent_sequence;
     let missing = (sent > 0).then(|| sent.saturating_sub(next - 1).saturating_sub(known));
     let mut acks = Acks::new(next, open.want_positions);
     let highest = above.last().map_or(next - 1, |(_, last)| *last);
-    let mut end = highest.max(sent.min(next + u64::from(bounds::MAX_IN_FLIGHT_EVENTS))) + 1;
+    let mut end = highest.max(sent).saturating_add(1);
     if missing == Some(0) {
         acks.inherit(above, end, since_ms);
         return Ok((acks, in_doubt));
@@ -152,4 +152,64 @@ async fn resume(
     let stored = found.stored.into_iter().map(|number| (number, number));
     acks.inherit(above.into_iter().chain(stored), end, since_ms);
     Ok((acks, in_doubt || found.in_doubt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::ack::{Fate, Settled};
+
+    const OWNER: Owner<'static> = Owner {
+        tenant: "acme",
+        producer_id: "p",
+        epoch: 1,
+    };
+
+    async fn resumed(shared: &Shared, last_sent_sequence: u64, since_ms: i64) -> Opened {
+        let progress = Progress {
+            next: 5,
+            above: Vec::new(),
+            since_ms,
+        };
+        let token = shared.signer.write(OWNER, &progress, (shared.clock)() / 1_000);
+        let asked = pb::PublishOpen {
+            producer_id: OWNER.producer_id.to_owned(),
+            epoch: OWNER.epoch,
+            resume_token: token.into(),
+            last_sent_sequence,
+            ..pb::PublishOpen::default()
+        };
+        let opened = open(shared, &Caller::of(OWNER.tenant), asked).await;
+        opened.expect("the session opens")
+    }
+
+    #[tokio::test]
+    async fn a_token_of_a_clock_that_is_ahead_leaves_a_doubt() {
+        let shared = Shared::of_tests();
+        let now_ms = (shared.clock)() / 1_000;
+        let latest_ms = now_ms + CLOCK_SLACK.as_millis() as i64;
+        for (since_ms, in_doubt) in [(now_ms, false), (latest_ms, false), (latest_ms + 1, true)] {
+            let ready = resumed(&shared, 0, since_ms).await.ready;
+            assert_eq!((ready.next_sequence, ready.in_doubt), (5, in_doubt), "{since_ms}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_counts_until_it_is_settled_however_much_it_is() {
+        let shared = Shared::of_tests();
+        let now_ms = (shared.clock)() / 1_000;
+        for last_sent in [100_001, u64::MAX] {
+            let mut opened = resumed(&shared, last_sent, now_ms - 7).await;
+            let stored = |sequence| Settled {
+                sequence,
+                permit: Window::new(1, 1).admit(1),
+                sent: None,
+                fate: Fate::Stored(pb::Position::default()),
+            };
+            let mut settled: Vec<Settled> = (5..=100_000).map(stored).collect();
+            opened.acks.coalesce(&mut settled);
+            assert_eq!(opened.acks.floor(), 100_001);
+            assert_eq!(opened.acks.progress(now_ms).since_ms, now_ms - 7, "{last_sent}");
+        }
+    }
 }

@@ -24,9 +24,6 @@ pub const SCAN_TIMEOUT: Duration = Duration::from_secs(3);
 pub const SCAN_RECORDS: u64 = 1_000_000;
 /// Bytes of their values.
 pub const SCAN_BYTES: u64 = 256 * 1_024 * 1_024;
-/// How much later than the token's time a session's last event can have been sent: a session whose events are not
-/// acknowledged for the delivery timeout is told so, and two of these are generous. Nothing later is looked at.
-pub const SCAN_SPAN: Duration = Duration::from_secs(60);
 /// How much a broker's clock, which stamps the records, may be behind the clock of the gateway that made the token.
 pub const CLOCK_SLACK: Duration = Duration::from_millis(500);
 /// Searches that run at a time. Each has a consumer of its own.
@@ -59,10 +56,8 @@ pub struct Wanted {
 
 impl Wanted {
     fn wants(&self, sequence: u64) -> bool {
-        // No session had more under way.
-        let numbers = self.next..self.next.saturating_add(MAX_IN_FLIGHT_EVENTS.into());
         let is_known = |(first, last): &(u64, u64)| (first..=last).contains(&&sequence);
-        numbers.contains(&sequence) && !self.known.iter().any(is_known)
+        sequence >= self.next && !self.known.iter().any(is_known)
     }
 }
 
@@ -176,7 +171,6 @@ fn reader(kafka: &sluice_kafka::Config) -> Result<Reader, error::Consumer> {
 struct Scan<'a> {
     wanted: &'a Wanted,
     deadline: Instant,
-    last_ms: i64,
     records: u64,
     bytes: u64,
     found: Found,
@@ -187,7 +181,6 @@ impl<'a> Scan<'a> {
         Self {
             wanted,
             deadline,
-            last_ms: wanted.since_ms.saturating_add(SCAN_SPAN.as_millis() as i64),
             records: 0,
             bytes: 0,
             found: Found::default(),
@@ -198,13 +191,10 @@ impl<'a> Scan<'a> {
     fn run(&mut self, scanner: &Scanner, answer: &oneshot::Sender<Found>) -> Result<(), error::Consumer> {
         let mut consumer = None;
         for topic in &scanner.topics {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                self.found.in_doubt = true;
-            }
-            if self.is_over() || answer.is_closed() {
+            if self.is_complete() || self.is_spent() || answer.is_closed() {
                 break;
             }
+            let left = self.deadline.saturating_duration_since(Instant::now());
             let since_ms = self.wanted.since_ms - CLOCK_SLACK.as_millis() as i64;
             let from = scanner.since(topic, since_ms, left)?;
             if from.count() > 0 {
@@ -230,16 +220,9 @@ impl<'a> Scan<'a> {
             .map_err(|cause| error::Consumer::Control { step: "assign", cause })?;
         let elements = from.elements();
         let mut open: HashSet<i32> = elements.iter().map(|element| element.partition()).collect();
-        while !open.is_empty() && !self.is_over() && !answer.is_closed() {
-            if self.records >= SCAN_RECORDS || self.bytes >= SCAN_BYTES || Instant::now() >= self.deadline {
-                self.found.in_doubt = true;
-                break;
-            }
+        while !open.is_empty() && !self.is_complete() && !self.is_spent() && !answer.is_closed() {
             match consumer.poll(POLL_TIMEOUT) {
-                Some(Ok(message)) if self.look_at(&message) => {}
-                Some(Ok(message)) => {
-                    open.remove(&message.partition());
-                }
+                Some(Ok(message)) => self.look_at(&message),
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     open.remove(&partition);
                 }
@@ -250,9 +233,11 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    /// Whether nothing more is wanted, or may be looked for.
-    fn is_over(&self) -> bool {
-        self.found.in_doubt || self.is_complete()
+    /// Whether a bound is met, so that something may be overlooked.
+    fn is_spent(&mut self) -> bool {
+        let is_spent = self.records >= SCAN_RECORDS || self.bytes >= SCAN_BYTES || Instant::now() >= self.deadline;
+        self.found.in_doubt |= is_spent;
+        is_spent
     }
 
     fn is_complete(&self) -> bool {
@@ -263,8 +248,7 @@ impl<'a> Scan<'a> {
                 .is_some_and(|missing| self.found.stored.len() as u64 >= missing)
     }
 
-    /// Takes one record in. False where its partition has nothing more to find.
-    fn look_at(&mut self, message: &BorrowedMessage<'_>) -> bool {
+    fn look_at(&mut self, message: &BorrowedMessage<'_>) {
         self.records += 1;
         self.bytes += message.payload_len() as u64;
         let names = [
@@ -278,16 +262,119 @@ impl<'a> Scan<'a> {
             && tenant == self.wanted.tenant.as_bytes()
             && let (Some(epoch), Some(sequence)) = (number(epoch), number(sequence))
         {
-            if epoch > self.wanted.epoch {
-                self.found.newer_epoch = Some(epoch);
-            } else if epoch == self.wanted.epoch && self.wanted.wants(sequence) {
+            self.meet(epoch, sequence);
+        }
+    }
+
+    /// Takes in that the producer has stored an event of this number.
+    fn meet(&mut self, epoch: u64, sequence: u64) {
+        if epoch > self.wanted.epoch {
+            self.found.newer_epoch = Some(epoch);
+        } else if epoch == self.wanted.epoch && self.wanted.wants(sequence) {
+            // No more are under way at a time. But while one waits for its partition others are settled and followed by
+            // more, and an answer with all of those would be too long.
+            if sequence - self.wanted.next < u64::from(MAX_IN_FLIGHT_EVENTS) {
                 self.found.stored.insert(sequence);
+            } else {
+                self.found.in_doubt = true;
             }
         }
-        message.timestamp().to_millis().unwrap_or_default() <= self.last_ms
     }
 }
 
 fn number(value: Option<&[u8]>) -> Option<u64> {
     record_headers::text(value)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::{Header, OwnedHeaders};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    use sluice_kafka::config::BURST_LINGER_MS;
+
+    use super::*;
+
+    const TOPIC: &str = "events";
+    const MINUTE_MS: i64 = 60_000;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            tenant: "acme".into(),
+            producer_id: "p".to_owned(),
+            epoch: 3,
+            next: 10,
+            known: vec![(12, 13)],
+            missing: None,
+            since_ms: 1_800_000_000_000,
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_too_far_on_leave_a_doubt_and_the_search_goes_on() {
+        let wanted = wanted();
+        let far = wanted.next + u64::from(MAX_IN_FLIGHT_EVENTS);
+        let mut scan = Scan::new(&wanted, Instant::now() + SCAN_TIMEOUT);
+        for (epoch, sequence) in [(3, 9), (3, 10), (2, 11), (3, 12), (3, far - 1), (2, far)] {
+            scan.meet(epoch, sequence);
+        }
+        assert_eq!(scan.found.stored, BTreeSet::from([10, far - 1]));
+        assert!(!scan.found.in_doubt);
+        scan.meet(3, far);
+        assert!(scan.found.in_doubt && !scan.is_complete() && !scan.is_spent());
+        scan.meet(4, 1);
+        assert!(scan.is_complete());
+        assert_eq!(scan.found.newer_epoch, Some(4));
+    }
+
+    #[test]
+    fn a_bound_that_is_met_leaves_a_doubt() {
+        let wanted = wanted();
+        let mut scan = Scan::new(&wanted, Instant::now() + SCAN_TIMEOUT);
+        assert!(!scan.is_spent());
+        scan.records = SCAN_RECORDS;
+        assert!(scan.is_spent() && scan.found.in_doubt);
+        let mut late = Scan::new(&wanted, Instant::now());
+        assert!(late.is_spent() && late.found.in_doubt);
+    }
+
+    /// librdkafka's built-in broker does not look offsets up by time, but it keeps the time that a record comes with.
+    #[test]
+    fn what_was_stored_long_after_the_tokens_time_is_found() {
+        let cluster = MockCluster::new(1).expect("a broker");
+        cluster.create_topic(TOPIC, 1, 1).expect("a topic");
+        let kafka = sluice_kafka::Config {
+            bootstrap_servers: cluster.bootstrap_servers(),
+            ..sluice_kafka::Config::default()
+        };
+        let config = kafka.idempotent_producer(BURST_LINGER_MS);
+        let producer: BaseProducer = config.create().expect("a producer");
+        let wanted = wanted();
+        for (minutes, sequence) in [(0, "10"), (2, "11"), (60, "14"), (600, "15")] {
+            let mut names = OwnedHeaders::new();
+            for (key, value) in [
+                (headers::PRODUCER_ID, "p"),
+                (headers::TENANT, "acme"),
+                (headers::PRODUCER_EPOCH, "3"),
+                (headers::SEQUENCE, sequence),
+            ] {
+                let value = Some(value);
+                names = names.insert(Header { key, value });
+            }
+            let stored_ms = wanted.since_ms + minutes * MINUTE_MS;
+            let record = BaseRecord::to(TOPIC).partition(0).key("k").payload("x");
+            let sent = producer.send(record.headers(names).timestamp(stored_ms));
+            sent.map_err(|(error, _)| error).expect("queued");
+        }
+        producer.flush(SCAN_TIMEOUT * 10).expect("stored");
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(TOPIC, 0, Offset::Offset(0))
+            .expect("a partition");
+        let mut scan = Scan::new(&wanted, Instant::now() + SCAN_TIMEOUT * 10);
+        let (answer, _waiting) = oneshot::channel();
+        let consumer = reader(&kafka).expect("a consumer");
+        scan.read(&consumer, &from, &answer).expect("read");
+        assert_eq!(scan.found.stored, BTreeSet::from([10, 11, 14, 15]));
+        assert!(!scan.found.in_doubt);
+    }
 }

@@ -66,7 +66,7 @@ struct Gone;
 /// How a session ends, once everything it took is settled or the time is up.
 struct End {
     failure: Option<Failure>,
-    deadline: Option<Instant>,
+    deadline: Instant,
 }
 
 /// A batch that is not through yet.
@@ -108,6 +108,8 @@ struct Session {
     withheld: Option<(Instant, Withheld)>,
     flush_at: Option<Instant>,
     last_sent: Instant,
+    /// The client has said everything; what it sent is still to be settled.
+    closed: bool,
     end: Option<End>,
     /// Whether the audit log knows that an event was refused because of its caller.
     denied: bool,
@@ -176,6 +178,17 @@ fn opening(request: Option<Result<pb::PublishRequest, Status>>) -> Result<pb::Pu
     }
 }
 
+/// The next request. From a client that has said everything there is none, but its credentials may still run out.
+async fn next<S>(inbound: &mut S, closed: bool) -> Option<Result<pb::PublishRequest, Status>>
+where
+    S: Stream<Item = Result<pb::PublishRequest, Status>> + Unpin,
+{
+    match inbound.next().await {
+        None if closed => std::future::pending().await,
+        request => request,
+    }
+}
+
 impl Session {
     fn new(shared: Arc<Shared>, caller: Caller, traceparent: Option<String>, opened: Opened) -> Self {
         let spread = 1.0 + AGE_JITTER * (2.0 * fastrand::f64() - 1.0);
@@ -199,6 +212,7 @@ impl Session {
             withheld: None,
             flush_at: None,
             last_sent: Instant::now(),
+            closed: false,
             end: None,
             denied: false,
             scratch: Scratch::default(),
@@ -226,7 +240,7 @@ impl Session {
             self.post(outbound)?;
             if self.is_over(now) {
                 self.measure(now, None);
-                return Ok(self.end.take().and_then(|end| end.failure));
+                return Ok(self.failure());
             }
             self.measure(now, self.reason());
             let wake_at = self.wake_at();
@@ -248,7 +262,7 @@ impl Session {
                 () = settlements.rung(), if self.flush_at.is_none() => {
                     self.flush_at = Some(Instant::now() + ACK_DELAY);
                 }
-                request = inbound.next(), if self.reads() => {
+                request = next(inbound, self.closed), if self.reads() || (self.closed && self.end.is_none()) => {
                     self.receive(request);
                     // What has already arrived is taken without going round the loop for each.
                     for _ in 1..READ_AHEAD {
@@ -264,9 +278,14 @@ impl Session {
         }
     }
 
+    /// Whether the client may send more.
+    const fn goes_on(&self) -> bool {
+        self.end.is_none() && !self.closed
+    }
+
     /// Whether the stream is read: not while the client is out of credit, so that HTTP/2 holds it.
     fn reads(&self) -> bool {
-        self.end.is_none() && self.batch.is_none() && self.window.is_open() && self.outbox.len() < OUTBOX
+        self.goes_on() && self.batch.is_none() && self.window.is_open() && self.outbox.len() < OUTBOX
     }
 
     fn reason(&self) -> Option<Withheld> {
@@ -307,13 +326,12 @@ impl Session {
     }
 
     fn wake_at(&self) -> Instant {
+        // As long as answers wait for the client there is nothing to add, and room for them wakes the session.
         let flush_at = self.flush_at.filter(|_| self.outbox.is_empty());
+        let ping_at = self.outbox.is_empty().then_some(self.last_sent + PING_EVERY);
         let hold = self.hold.map(|(until, _)| until);
-        let end = self.end.as_ref().map_or(Some(self.drain_at), |end| end.deadline);
-        [flush_at, hold, end]
-            .into_iter()
-            .flatten()
-            .fold(self.last_sent + PING_EVERY, Instant::min)
+        let end = self.end.as_ref().map_or(self.drain_at, |end| end.deadline);
+        [flush_at, ping_at, hold].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// Sends what the channel has room for.
@@ -333,21 +351,22 @@ impl Session {
     }
 
     fn is_over(&self, now: Instant) -> bool {
-        self.end.as_ref().is_some_and(|end| {
-            let settled = self.batch.is_none() && self.window.is_idle() && self.outbox.is_empty();
-            settled || end.deadline.is_some_and(|deadline| deadline <= now)
-        })
+        let settled = self.batch.is_none() && self.window.is_idle() && self.outbox.is_empty();
+        (settled && !self.goes_on()) || self.end.as_ref().is_some_and(|end| end.deadline <= now)
+    }
+
+    /// The error by which the session ends, if any. Whatever it is, events whose acks were not sent may be stored.
+    fn failure(&mut self) -> Option<Failure> {
+        let failure = self.end.take()?.failure?;
+        let told = self.window.is_idle() && self.outbox.is_empty();
+        Some(if told { failure } else { failure.perhaps_stored() })
     }
 
     fn receive(&mut self, request: Option<Result<pb::PublishRequest, Status>>) {
         let invalid = |reason, remedy| Failure::new(ErrorCode::RequestInvalid, reason, remedy);
         let failure = match request {
-            // The client has said everything; its events are still to be settled.
             None => {
-                self.end = Some(End {
-                    failure: None,
-                    deadline: None,
-                });
+                self.closed = true;
                 return;
             }
             Some(Ok(pb::PublishRequest { message: Some(message) })) => match message {
@@ -374,10 +393,8 @@ impl Session {
     fn fail(&mut self, failure: Option<Failure>, settle: Duration) {
         self.batch = None;
         self.hold = None;
-        self.end = Some(End {
-            failure,
-            deadline: Some(Instant::now() + settle),
-        });
+        let deadline = Instant::now() + settle;
+        self.end = Some(End { failure, deadline });
     }
 
     /// Takes a batch: what came before is acknowledged as such, the rest goes on its way.
@@ -548,7 +565,7 @@ impl Session {
     }
 
     fn grant(&mut self) {
-        if self.end.is_none()
+        if self.goes_on()
             && let Some(credit) = self.window.grant()
         {
             self.outbox.push_back(Response::Credit(credit));
@@ -577,3 +594,7 @@ impl Session {
         self.fail(None, DRAIN_TIMEOUT);
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -12,14 +12,14 @@ use sluice_proto::pb::subscribe_request::Message as Ask;
 use sluice_proto::pb::{self, SubscribeOpen};
 use sluice_tests::credentials::{Authority, KeyPage, Signer, forged, hash, in_seconds};
 use sluice_tests::run::on_prepared;
-use sluice_tests::session::{Session, authorized, publish_one};
+use sluice_tests::session::{Session, authorized, connect, publish_one};
 use sluice_tests::stack::{Options, Stack};
 use sluice_tests::subscribe::Stream;
 use sluice_tests::{events, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt;
 
 fn gateway_with(env: &[(&str, &Path)]) -> Options {
@@ -61,6 +61,31 @@ async fn watch(channel: Channel, key: Option<&str>) -> Result<(), Status> {
         None => Request::new(message),
     };
     DecisionServiceClient::new(channel).watch(request).await.map(drop)
+}
+
+/// A subscription whose client has said everything.
+async fn half_closed(url: &str, key: &str) -> Result<Streaming<pb::SubscribeResponse>> {
+    let open = Ask::Open(SubscribeOpen {
+        credit: 1,
+        ..SubscribeOpen::default()
+    });
+    let requests = tokio_stream::once(pb::SubscribeRequest { message: Some(open) });
+    let mut client = DecisionServiceClient::new(connect(url).await?);
+    Ok(client.subscribe(authorized(requests, key)).await?.into_inner())
+}
+
+/// Reads on until the stream ends with a status.
+async fn refused<T>(stream: &mut Streaming<T>) -> Result<Status> {
+    let ended = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status),
+            }
+        }
+    };
+    wait::soon("the stream ends", ended).await?.context("it ended well")
 }
 
 /// Whether a handshake ends with the alert `protocol_version`, where the client does not offer TLS 1.3.
@@ -175,17 +200,7 @@ fn certificates_keys_and_roles_say_who_may_do_what() {
             &keys,
             principals.replace(&hash("a-key-of-acme"), &hash("a-newer-key-of-acme")),
         )?;
-        let ended = wait::soon("the stream ends", async {
-            loop {
-                match open.message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return None,
-                    Err(status) => return Some(status),
-                }
-            }
-        })
-        .await?;
-        assert_eq!(ended.context("it ended well")?.code(), Code::Unauthenticated);
+        assert_eq!(refused(&mut open).await?.code(), Code::Unauthenticated);
         let channel = wait::until("the newer certificate is shown", async || {
             Ok(newer.connect(&url, None).await.ok())
         })
@@ -261,10 +276,12 @@ fn signed_tokens_say_who_calls_until_they_expire() {
         };
         let mut ends = Stream::open(&url, &short()?, open()).await?;
         let mut lives = Stream::open(&url, &short()?, open()).await?;
+        let mut half = half_closed(&url, &short()?).await?;
         let credentials = signers[2].token(&claims(600))?;
         lives.send(Ask::Refresh(pb::SubscribeRefresh { credentials })).await?;
         let status = ends.refused().await?;
         assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+        assert_eq!(refused(&mut half).await?.code(), Code::Unauthenticated);
         lives.progress().await?;
         let mut another = claims(600);
         another["sub"] = "somebody-else".into();

@@ -1,6 +1,6 @@
 //! One call that publishes a payment and answers with its decision, within the caller's deadline.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
@@ -174,6 +174,73 @@ fn a_tenant_never_gets_the_decision_of_another_by_the_same_event_id() {
         assert_eq!(decide(stack, &one.key, &payment, PATIENT).await??, first);
         Ok(())
     });
+}
+
+#[test]
+fn an_event_id_of_another_payment_is_refused_and_never_answered_with_its_decision() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let payment = events::payment("used-id");
+        let decision = decide(stack, &tenant.key, &payment, PATIENT).await??;
+        let more = events::with(payment.clone(), |payment| payment.amount = Some(events::euros(77, 0)));
+        let later = events::ago(payment.clone(), Duration::ZERO);
+        for other in [more, later] {
+            is_used(decide(stack, &tenant.key, &other, PATIENT).await?)?;
+        }
+        assert_eq!(decide(stack, &tenant.key, &payment, PATIENT).await??, decision);
+        checker::check(stack, &Expected::all(&tenant.name, &[payment])).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn one_event_id_of_two_accounts_has_two_decisions_or_is_refused() {
+    on_shared(async |stack| {
+        let tenant = stack.tenant();
+        let mut accounts: BTreeMap<i32, Vec<String>> = BTreeMap::new();
+        for number in 0..16 {
+            let account = format!("two-{number}");
+            let decision = decide(stack, &tenant.key, &events::payment(&account), PATIENT).await??;
+            let partition = decision.source.context("no source")?.partition;
+            accounts.entry(partition).or_default().push(account);
+        }
+        let of = |payment: &pb::Event, account: &str| {
+            events::with(payment.clone(), |payment| payment.account_id = account.to_owned())
+        };
+        let partitions: Vec<_> = accounts.values().collect();
+        let [one, other, ..] = &partitions[..] else {
+            anyhow::bail!("all accounts are in one partition");
+        };
+        // In two partitions nothing knows of both, and each is decided.
+        let first = events::payment(&one[0]);
+        let second = of(&first, &other[0]);
+        let (first, second) = tokio::join!(
+            decide(stack, &tenant.key, &first, PATIENT),
+            decide(stack, &tenant.key, &second, PATIENT)
+        );
+        let (first, second) = (first??, second??);
+        assert_eq!((&first.account_id, &second.account_id), (&one[0], &other[0]));
+        // In one, the second is a dead letter.
+        let near = accounts.values().find(|accounts| accounts.len() > 1);
+        let near = near.context("each account is in a partition of its own")?;
+        let first = events::payment(&near[0]);
+        decide(stack, &tenant.key, &first, PATIENT).await??;
+        is_used(decide(stack, &tenant.key, &of(&first, &near[1]), PATIENT).await?)
+    });
+}
+
+/// The refusal of an event_id that was used for another payment.
+fn is_used(answer: Result<pb::FraudDecision, Status>) -> Result<()> {
+    let status = answer.err().context("it was decided")?;
+    ensure!(status.code() == Code::AlreadyExists, "{status:?}");
+    let details = status.get_error_details();
+    let field = &details.bad_request().context("no field")?.field_violations[0].field;
+    let info = details.error_info().context("no ErrorInfo")?;
+    ensure!(
+        field == "event.event_id" && info.metadata["retriable"] == "false",
+        "{status:?}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod rules;
 mod saga;
 mod shutdown;
 mod snapshots;
+mod stalled;
 mod starts;
 mod takeover;
 mod tenants;

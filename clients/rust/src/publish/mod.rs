@@ -104,6 +104,18 @@ impl From<Refusal> for Error {
     }
 }
 
+impl Error {
+    /// The same for one event, which was sent or never was.
+    fn of_event(self, sent: bool) -> Self {
+        match self {
+            Self::Unauthenticated(refusal) => Self::Unauthenticated(refusal.of_event(sent)),
+            Self::Fenced(refusal) => Self::Fenced(refusal.of_event(sent)),
+            Self::Refused(refusal) => Self::Refused(refusal.of_event(sent)),
+            Self::Unreachable(_) | Self::GaveUp { .. } | Self::TooLarge { .. } | Self::Ended => self,
+        }
+    }
+}
+
 /// How to publish.
 #[derive(Clone, Debug)]
 pub struct Builder {
@@ -260,7 +272,8 @@ impl Shared {
     }
 }
 
-/// The outcome of one event, to be awaited. Dropping it does not take the event back.
+/// The outcome of one event, to be awaited. Dropping it does not take the event back. An error means that the session ended
+/// for good before the event was settled: one that was sent may be stored, and [`Refusal::certainly_not_stored`] tells.
 #[derive(Debug)]
 pub struct Ticket {
     answer: oneshot::Receiver<Result<Receipt, Error>>,

@@ -115,7 +115,7 @@ impl Driver {
 
     /// Publishes until there is nothing more to do.
     pub(super) async fn run(mut self, first: Session) -> Result<(), Error> {
-        let mut end = self.drive(first).await;
+        let mut end = self.serve(first).await;
         loop {
             let refusal = match end {
                 End::Finished => return Ok(()),
@@ -134,7 +134,7 @@ impl Driver {
             };
             pause(wait.max(refusal.retry_after.unwrap_or_default())).await;
             end = match self.open().await {
-                Ok(session) => self.drive(session).await,
+                Ok(session) => self.serve(session).await,
                 Err(Error::Unreachable(unreachable)) => End::Lost(Refusal::unexpected(&unreachable.to_string())),
                 Err(Error::Unauthenticated(refusal) | Error::Fenced(refusal) | Error::Refused(refusal)) => {
                     sort(refusal)
@@ -142,6 +142,14 @@ impl Driver {
                 Err(error @ (Error::GaveUp { .. } | Error::TooLarge { .. } | Error::Ended)) => End::Fatal(error),
             };
         }
+    }
+
+    /// Drives one stream. That it lasted is progress, also where there was nothing to send.
+    async fn serve(&mut self, session: Session) -> End {
+        let began = Instant::now();
+        let end = self.drive(session).await;
+        self.backoff.lasted(began.elapsed());
+        end
     }
 
     /// Moves events and answers over one stream until it ends.
@@ -233,7 +241,7 @@ impl Driver {
         self.queue.close();
         self.window.fail(&error);
         while let Ok(submission) = self.queue.try_recv() {
-            submission.answer(Err(error.clone()));
+            submission.answer(Err(error.clone().of_event(false)));
         }
         error
     }

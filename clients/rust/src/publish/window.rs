@@ -217,10 +217,13 @@ impl Window {
         self.advance();
     }
 
-    /// The session is over for good: everything still waiting learns why.
+    /// The session is over for good: everything still waiting learns why. What was sent may be stored, whatever the reason
+    /// says of itself.
     pub(super) fn fail(&mut self, error: &Error) {
-        for submission in self.entries.drain(..).flatten() {
-            submission.answer(Err(error.clone()));
+        for (sequence, entry) in (self.base..).zip(self.entries.drain(..)) {
+            if let Some(submission) = entry {
+                submission.answer(Err(error.clone().of_event(sequence <= self.sent)));
+            }
         }
     }
 
@@ -277,6 +280,11 @@ impl Submission {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use tonic::{Code, Status};
+    use tonic_types::{ErrorDetails, StatusExt};
+
     use super::*;
 
     type Reply = oneshot::Receiver<Result<Receipt, Error>>;
@@ -455,6 +463,28 @@ mod tests {
         let mut nonsense = ready(10, 100, 1_000);
         nonsense.settled = vec![range(12, 12)];
         assert_eq!(window.resume(&nonsense), Err(Nonsense));
+    }
+
+    #[test]
+    fn what_was_sent_in_any_session_may_be_stored_when_the_last_one_fails() {
+        let (mut window, mut replies) = filled(4, 3, 1_000);
+        window.next_batch().unwrap();
+        window.acknowledge(&ack(1, 1, pb::AckStatus::Stored));
+        // The session that fails has no credit: the second and third were sent in the one before, and the fourth never was.
+        window.resume(&ready(2, 0, 1_000)).unwrap();
+        let fenced = Status::with_error_details(
+            Code::Aborted,
+            "fenced",
+            ErrorDetails::with_error_info("FENCED", "sluice.v1", HashMap::new()),
+        );
+        window.fail(&Error::Fenced(fenced.into()));
+        for (index, not_stored) in [(1, false), (2, false), (3, true)] {
+            let Err(Error::Fenced(refusal)) = replies[index].try_recv().unwrap() else {
+                panic!("{index} was not fenced");
+            };
+            assert_eq!(refusal.certainly_not_stored(), not_stored, "{index}");
+        }
+        assert!(window.is_empty());
     }
 
     #[test]

@@ -63,7 +63,9 @@ class IngestServiceServicer:
         gateway answers Ready, then acknowledges every sequence number exactly once, in any order. One bad event is one
         error in an ack and never ends the stream. The stream ends with FAILED_PRECONDITION when Open does not come first
         or a sequence number is skipped, INVALID_ARGUMENT when a message makes no sense, ABORTED when the session was
-        fenced, UNAUTHENTICATED when the key is unknown.
+        fenced, UNAUTHENTICATED when the key is unknown. The status speaks of the session: of an event that was sent and is
+        not acknowledged it does not tell whether it is stored. Its certainly_not_stored is false where the gateway has taken
+        such events on this stream, and says nothing of those that were sent on an earlier one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
