@@ -5,9 +5,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use prost_types::Timestamp;
 
 use super::world::{Part, World};
 use crate::servers;
@@ -69,7 +70,7 @@ fn right(path: &Path) -> Result<File> {
     Ok(File::options().write(true).open(path)?)
 }
 
-/// The clocks jump ahead and back, and some servers die with a wrong one and start with it.
+/// The clocks jump ahead and back, and the servers die with a wrong one and start with it.
 ///
 /// # Errors
 /// When something does not go on by itself.
@@ -82,11 +83,28 @@ pub async fn run(world: &mut World) -> Result<()> {
         clocks.set_ahead(part, seconds)?;
         world.note(format!("the clock of {part:?} is {seconds} s ahead"));
         world.recovered(Instant::now()).await?;
-        if world.rng.bool() {
-            world.kill(part)?;
-            world.launch(part, &[])?;
-            world.recovered(Instant::now()).await?;
-        }
+        world.kill(part)?;
+        let log = world.process(part)?.log().to_owned();
+        let before = std::fs::read(&log)?.len();
+        let started = shown(seconds);
+        world.launch(part, &[])?;
+        world.recovered(Instant::now()).await?;
+        let written = std::fs::read(&log)?.split_off(before);
+        let written = String::from_utf8_lossy(&written);
+        ensure!(
+            [started, shown(seconds)].iter().any(|hour| written.contains(hour)),
+            "{part:?} does not see that its clock is {seconds} s ahead: {written}"
+        );
     }
     Ok(())
+}
+
+/// The hour that such a clock shows now, as it stands in a log.
+fn shown(seconds: i64) -> String {
+    let away = Duration::from_secs(seconds.unsigned_abs());
+    let now = SystemTime::now();
+    let shown = if seconds < 0 { now - away } else { now + away };
+    let mut hour = Timestamp::from(shown).to_string();
+    hour.truncate("2026-11-22T08".len());
+    hour
 }

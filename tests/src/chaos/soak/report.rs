@@ -13,8 +13,8 @@ use crate::chaos::report::median_and_max_ms;
 use crate::checker::{Violation, tell};
 use crate::traffic::Outcomes;
 
-/// What comes before says nothing: states fill until payments are as old as the allowed lateness, and accounts are met.
-const WARM_UP: Duration = Duration::from_secs(900);
+/// What comes before says nothing: states fill until payments are an hour and the allowed lateness old, and accounts are met.
+const WARM_UP: Duration = Duration::from_secs(70 * 60);
 /// Fewer samples in a quarter say nothing either.
 const QUARTER_SAMPLES: usize = 12;
 /// The servers that are looked at, in the sampler's order.
@@ -327,7 +327,7 @@ mod tests {
         let mut report = Report::new(1, 1);
         report.samples = (0..360)
             .map(|number| Sample {
-                at: Duration::from_secs(10 * number),
+                at: Duration::from_secs(20 * number),
                 taken: vec![
                     Taken {
                         memory_mib: memory_mib(number),
