@@ -233,13 +233,7 @@ mod tests {
             reasons: Vec::new(),
             late: false,
         };
-        Entry {
-            partition: 0,
-            offset: 0,
-            decided_at_ms: 0,
-            traceparent: Box::default(),
-            decision: Decision::new(payment, verdict, "1".into(), 0, 0),
-        }
+        Entry::at(0, 0, Decision::new(payment, verdict, "1".into(), 0, 0))
     }
 
     #[test]

@@ -33,6 +33,20 @@ impl Entry {
     }
 }
 
+#[cfg(test)]
+impl Entry {
+    /// A decision at a place, for tests.
+    pub(crate) fn at(partition: i32, offset: i64, decision: Decision) -> Self {
+        Self {
+            partition,
+            offset,
+            decided_at_ms: 0,
+            traceparent: Box::default(),
+            decision,
+        }
+    }
+}
+
 /// Why a record is no entry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -152,13 +152,7 @@ mod tests {
     use super::*;
 
     fn entry(tenant: &str, account: &str, offset: i64) -> Arc<Entry> {
-        Arc::new(Entry {
-            partition: 0,
-            offset,
-            decided_at_ms: 0,
-            traceparent: Box::default(),
-            decision: decision(tenant, account, offset),
-        })
+        Arc::new(Entry::at(0, offset, decision(tenant, account, offset)))
     }
 
     fn take(mailbox: &Mailbox, limit: usize) -> Result<(Vec<i64>, bool), Overflowed> {

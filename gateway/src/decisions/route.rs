@@ -286,13 +286,7 @@ mod tests {
     use super::*;
 
     fn entry(tenant: &str, partition: i32, offset: i64, source_offset: i64) -> Entry {
-        Entry {
-            partition,
-            offset,
-            decided_at_ms: 0,
-            traceparent: Box::default(),
-            decision: decision(tenant, "a", source_offset),
-        }
+        Entry::at(partition, offset, decision(tenant, "a", source_offset))
     }
 
     fn all_of(tenant: &str) -> Filter {

@@ -140,13 +140,7 @@ mod tests {
     use super::*;
 
     fn entry(tenant: &str, account: &str) -> Arc<Entry> {
-        Arc::new(Entry {
-            partition: 0,
-            offset: 0,
-            decided_at_ms: 0,
-            traceparent: Box::default(),
-            decision: decision(tenant, account, 7),
-        })
+        Arc::new(Entry::at(0, 0, decision(tenant, account, 7)))
     }
 
     fn id(number: usize) -> EventId {

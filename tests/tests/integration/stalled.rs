@@ -1,8 +1,8 @@
 //! Clients that do not take what they asked for: they keep nobody else waiting, and miss nothing when they go on.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, bail, ensure};
-use rdkafka::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sluice_proto::pb::audit_service_client::AuditServiceClient;
 use sluice_proto::pb::subscribe_open::Start;
 use sluice_proto::pb::subscribe_request::Message as Ask;
@@ -13,7 +13,7 @@ use sluice_tests::run::{on_own, on_prepared};
 use sluice_tests::session::{authorized, connect};
 use sluice_tests::stack::{self, Options, Stack};
 use sluice_tests::subscribe::Stream;
-use sluice_tests::topics::create;
+use sluice_tests::topics::{Record, create, write_again};
 use sluice_tests::wait;
 use tonic::{Code, Status, Streaming};
 
@@ -76,21 +76,15 @@ async fn write_lines(stack: &Stack, tenant: &str) -> Result<()> {
         "time": "2026-01-01T00:00:00Z", "event": "refused", "call": "/sluice.v1.IngestService/Publish",
         "gateway": "another", "tenant": tenant, "reason": "x".repeat(AUDIT_LINE_BYTES),
     });
-    let (kafka, topic, key) = (stack.servers().kafka.clone(), stack.topic("audit"), tenant.to_owned());
-    let written = tokio::task::spawn_blocking(move || {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", &kafka)
-            .set("enable.idempotence", "true")
-            .create()?;
-        let value = line.to_string();
-        for _line in 0..AUDIT_LINES {
-            let record = BaseRecord::to(&topic).key(&key).payload(&value);
-            producer.send(record).map_err(|(error, _record)| error)?;
-        }
-        producer.flush(wait::SOON)?;
-        anyhow::Ok(())
-    });
-    written.await?
+    let record = Record {
+        partition: 0,
+        offset: 0,
+        key: tenant.to_owned(),
+        payload: line.to_string().into_bytes(),
+        stored_at_ms: 0,
+        headers: Arc::default(),
+    };
+    write_again(stack, "audit", vec![record; AUDIT_LINES]).await
 }
 
 async fn audit(url: &str) -> Result<Result<Streaming<pb::ReadAuditResponse>, Status>> {
