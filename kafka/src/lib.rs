@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod config;
 pub mod context;
+pub mod endings;
 pub mod error;
 pub mod fail;
 pub mod headers;

@@ -12,10 +12,11 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{Config, Isolation};
 use crate::context;
+use crate::endings::Endings;
 use crate::error;
 
 /// How long one poll waits.
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(20);
 /// How long the ends of a partition may take to read.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the log may give nothing before a scan is given up.
@@ -103,38 +104,38 @@ impl Scanner {
         ranges: &Ranges,
         mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<B>,
     ) -> Result<Option<B>, Error> {
-        let control = |cause| error::Consumer::Control { step: "assign", cause };
-        let mut open: BTreeMap<i32, i64> = BTreeMap::new();
-        let mut start = TopicPartitionList::new();
-        for (partition, range) in ranges.iter().filter(|(_, range)| !range.is_empty()) {
-            start
-                .add_partition_offset(topic, *partition, Offset::Offset(range.start))
-                .map_err(control)?;
-            open.insert(*partition, range.end);
-        }
-        self.reader.assign(&start).map_err(control)?;
+        let wanted = ranges.iter().filter(|(_, range)| !range.is_empty());
+        let mut open: Ranges = wanted.map(|(partition, range)| (*partition, range.clone())).collect();
+        self.assign(topic, &open)?;
+        let mut endings = Endings::default();
         let mut heard = Instant::now();
         let mut broken = None;
         while !open.is_empty() {
             match self.reader.poll(POLL) {
                 Some(Ok(message)) => {
-                    let Some(end) = open.get(&message.partition()).copied() else {
+                    let Some(left) = open.get_mut(&message.partition()) else {
                         continue;
                     };
-                    if message.offset() < end
+                    if message.offset() < left.end
                         && let ControlFlow::Break(value) = each(&message)
                     {
                         broken = Some(value);
                         break;
                     }
-                    if message.offset() + 1 >= end {
+                    left.start = message.offset() + 1;
+                    if left.is_empty() {
                         open.remove(&message.partition());
                     }
                     // The time that `each` took is not the log's.
                     heard = Instant::now();
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    open.remove(&partition);
+                    if open
+                        .get(&partition)
+                        .is_some_and(|left| endings.said(partition, left.start))
+                    {
+                        open.remove(&partition);
+                    }
                 }
                 Some(Err(cause)) => {
                     let error = error::Consumer::Poll(cause);
@@ -143,7 +144,16 @@ impl Scanner {
                     }
                     tracing::debug!(%error, topic, "reading goes on");
                 }
-                None => {}
+                None => {
+                    let end = |partition| Ok(self.ends(topic, partition)?.end);
+                    let asked = endings.ask(|partition| open.get(&partition).cloned(), end);
+                    for partition in asked.short {
+                        open.remove(&partition);
+                    }
+                    if asked.more {
+                        self.assign(topic, &open)?;
+                    }
+                }
             }
             if heard.elapsed() > STALL {
                 return Err(Error::Stalled {
@@ -152,7 +162,18 @@ impl Scanner {
             }
         }
         // What is not wanted is not fetched any further.
-        self.reader.assign(&TopicPartitionList::new()).map_err(control)?;
+        self.assign(topic, &Ranges::new())?;
         Ok(broken)
+    }
+
+    /// Reads these ranges from their starts on, and nothing else.
+    fn assign(&self, topic: &str, ranges: &Ranges) -> Result<(), error::Consumer> {
+        let control = |cause| error::Consumer::Control { step: "assign", cause };
+        let mut list = TopicPartitionList::new();
+        for (partition, range) in ranges {
+            list.add_partition_offset(topic, *partition, Offset::Offset(range.start))
+                .map_err(control)?;
+        }
+        self.reader.assign(&list).map_err(control)
     }
 }

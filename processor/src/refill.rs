@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rdkafka::Message as _;
 use rdkafka::error::KafkaError;
 use sluice_kafka::config::Isolation;
+use sluice_kafka::endings::Endings;
 use sluice_kafka::error;
 use sluice_proto::avro;
 use sluice_proto::decision::Decision;
@@ -219,6 +220,9 @@ struct Log<'g, W: World> {
     goes_on: &'g mut dyn FnMut() -> bool,
     asked: Instant,
     heard: Instant,
+    /// The partition that is read, and the offset after the last record that came.
+    position: (i32, i64),
+    endings: Endings,
 }
 
 impl<'g, W: World> Log<'g, W> {
@@ -235,6 +239,8 @@ impl<'g, W: World> Log<'g, W> {
             goes_on,
             asked: world.now(),
             heard: world.now(),
+            position: (0, 0),
+            endings: Endings::default(),
         })
     }
 
@@ -277,7 +283,9 @@ impl<'g, W: World> Log<'g, W> {
 
     fn seek(&mut self, part: i32, offset: i64) -> Result<(), error::Consumer> {
         self.heard = self.world.now();
-        self.reader.read_from([(part, offset)])
+        self.endings = Endings::default();
+        self.position = (part, offset);
+        self.reader.read_from([self.position])
     }
 
     /// The next decision before `end`.
@@ -287,6 +295,7 @@ impl<'g, W: World> Log<'g, W> {
             match self.reader.poll(POLL) {
                 Some(Ok(message)) => {
                     self.heard = self.world.now();
+                    self.position.1 = message.offset() + 1;
                     if message.offset() >= end {
                         return Ok(None);
                     }
@@ -299,8 +308,13 @@ impl<'g, W: World> Log<'g, W> {
                         }
                     }
                 }
-                // Markers and what was aborted have offsets and give no record.
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(None),
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    let (part, next) = self.position;
+                    // Markers and what was aborted have offsets and give no record.
+                    if self.endings.said(part, next) {
+                        return Ok(None);
+                    }
+                }
                 Some(Err(source)) => {
                     let error = error::Consumer::Poll(source);
                     if !error.is_retriable() {
@@ -308,7 +322,18 @@ impl<'g, W: World> Log<'g, W> {
                     }
                     tracing::warn!(%error, "reading decisions goes on");
                 }
-                None => {}
+                None => {
+                    let (part, next) = self.position;
+                    let ends = |part| Ok(self.reader.ends(part, ENDS_TIMEOUT)?.1);
+                    let asked = self.endings.ask(|asked| (asked == part).then_some(next..end), ends);
+                    if !asked.short.is_empty() {
+                        tracing::warn!(part, "the decisions end before they did when they were looked for");
+                        return Ok(None);
+                    }
+                    if asked.more {
+                        self.reader.read_from([(part, next)])?;
+                    }
+                }
             }
             if self.world.now().duration_since(self.heard) > STALL {
                 return Err(Error::Stalled);

@@ -14,7 +14,7 @@ struct Broken {
 /// Trials within which the absence of a safeguard has to be noticed.
 const NOTICED_WITHIN: u64 = 20_000;
 
-const ALL: [Broken; 14] = [
+const ALL: [Broken; 15] = [
     Broken {
         without: &["compensation"],
         what: "a takeover removes no prepared rows",
@@ -69,6 +69,11 @@ const ALL: [Broken; 14] = [
         without: &["refill"],
         what: "a takeover does not fill in what Postgres lost",
         invariants: &["3"],
+    },
+    Broken {
+        without: &["sure-ends"],
+        what: "the end that a fetch finds counts, whoever leads the partition",
+        invariants: &["1", "3", "4"],
     },
     Broken {
         without: &["confirm"],

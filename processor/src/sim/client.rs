@@ -132,7 +132,7 @@ impl Consumer<'_> {
         let (before, after): (Vec<_>, Vec<_>) = positions.iter_mut().partition(|(part, _)| **part < first);
         for (part, (position, told)) in after.into_iter().chain(before) {
             let log = core.kafka.log(self.topic, *part);
-            let end = log.end(self.isolation);
+            let end = log.given(self.isolation);
             while *position < end {
                 let (offset, entry) = (*position, &log.entries[*position]);
                 *position += 1;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::kafka::Request;
+use super::kafka::{Request, Topic};
 use super::postgres::{LOSABLE, Statement};
 use super::wire::{MS, Sent};
 
@@ -26,6 +26,11 @@ const LONGEST_WAY: u64 = 4_000 * MS;
 /// When a client notices that a connection is gone, and when it gives an answer up, at most.
 const RESET: u64 = 300 * MS;
 const GIVES_UP: u64 = 2_500 * MS;
+/// Entries that a new leader gives less away, and for how long, at most.
+const UNKNOWN_ENTRIES: usize = 12;
+const UNSURE: u64 = 3_000 * MS;
+/// What the answer to the end of a transaction takes longer: a lane can no longer be sure that it asked once.
+const SLOW_END: u64 = 300 * MS;
 
 /// A fault that comes at its time, to the process in this slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub(super) enum Timed {
     FailOver(usize),
     /// It is asked to end, and started again.
     Leave(usize),
+    /// A partition of a topic gets a new leader, which gives so many entries less away for this long.
+    Elect(Topic, i32, usize, u64),
 }
 
 /// What becomes of one request. Waits are in microseconds.
@@ -60,13 +67,15 @@ pub(super) struct Faults {
     produce: f64,
     slow: f64,
     markers: f64,
+    /// The coordinator takes long to end any transaction, from first to last.
+    slow_ends: bool,
     pub(super) timed: Vec<(u64, Timed)>,
     pub(super) snapshots: f64,
 }
 
 impl Faults {
-    /// What this seed brings to so many processes.
-    pub(super) fn draw(rng: &mut Rng, processes: usize) -> Self {
+    /// What this seed brings to so many processes and partitions.
+    pub(super) fn draw(rng: &mut Rng, processes: usize, partitions: i32) -> Self {
         let mut rate = |often: f64, most: f64| if rng.f64() < often { rng.f64() * most } else { 0.0 };
         let mut faults = Self {
             points: rate(0.4, 0.03),
@@ -78,6 +87,7 @@ impl Faults {
             markers: rate(0.4, 0.3),
             timed: Vec::new(),
             snapshots: rate(0.5, 0.5),
+            slow_ends: false,
         };
         for _ in 0..rng.usize(0..4) {
             let slot = rng.usize(0..processes);
@@ -89,13 +99,24 @@ impl Faults {
             };
             faults.timed.push((rng.u64(100 * MS..CALM), fault));
         }
+        let elections = if rng.bool() { rng.usize(1..8) } else { 0 };
+        for _ in 0..elections {
+            let topic = [Topic::Payments, Topic::Decisions][rng.usize(0..2)];
+            let unknown = rng.usize(0..=UNKNOWN_ENTRIES);
+            let fault = Timed::Elect(topic, rng.i32(0..partitions), unknown, rng.u64(1..UNSURE));
+            faults.timed.push((rng.u64(100 * MS..CALM), fault));
+        }
+        faults.slow_ends = rng.u8(0..20) == 0;
         faults
     }
 
     /// What becomes of a request that a client waits for.
     pub(super) fn way(&self, rng: &mut Rng, now: u64, sent: &Sent) -> Way {
         let there = self.latency(rng);
-        let back = self.latency(rng);
+        let mut back = self.latency(rng);
+        if self.slow_ends && matches!(sent, Sent::Kafka(Request::End { .. })) {
+            back += SLOW_END;
+        }
         let rate = match sent {
             Sent::Kafka(Request::End { .. }) => self.ends.max(self.kafka),
             Sent::Kafka(_) => self.kafka,

@@ -69,6 +69,8 @@ struct Writer {
 pub(super) struct Log {
     pub(super) entries: Vec<Entry>,
     writers: BTreeMap<usize, Writer>,
+    /// How far a new leader gives entries away, while it does not know yet how many of them the other replicas have.
+    unsure: Option<usize>,
 }
 
 impl Log {
@@ -79,6 +81,21 @@ impl Log {
             Isolation::ReadCommitted => open.unwrap_or(self.entries.len()),
             Isolation::ReadUncommitted => self.entries.len(),
         }
+    }
+
+    /// The end that a fetch finds.
+    pub(super) fn given(&self, isolation: Isolation) -> usize {
+        self.end(isolation).min(self.unsure.unwrap_or(usize::MAX))
+    }
+
+    /// The log gets a new leader, which does not know of the newest entries yet that other replicas have them.
+    pub(super) fn elect(&mut self, unknown: usize) {
+        self.unsure = Some(self.entries.len().saturating_sub(unknown));
+    }
+
+    /// The leader knows.
+    pub(super) fn agree(&mut self) {
+        self.unsure = None;
     }
 
     fn mark(&mut self, producer: usize, epoch: i16, commit: bool) {
@@ -179,7 +196,7 @@ pub(super) enum Reply {
     Ends(i64, i64),
     /// The transaction before is not over yet: ask again.
     Concurrent,
-    /// An open transaction may still change the offsets: ask again.
+    /// An open transaction may still change the offsets, or the leader does not know the end yet: ask again.
     Unstable,
     /// For ever.
     Fenced,
@@ -285,7 +302,10 @@ impl Kafka {
             Request::Ends {
                 of: (topic, part),
                 isolation,
-            } => Reply::Ends(0, self.log(topic, part).end(isolation) as i64),
+            } => match self.log(topic, part) {
+                Log { unsure: Some(_), .. } => Reply::Unstable,
+                log => Reply::Ends(0, log.end(isolation) as i64),
+            },
         }
     }
 

@@ -119,7 +119,7 @@ struct Trial {
 pub(super) fn run(seed: u64, without: &'static [&'static str], tells: bool) -> Outcome {
     let mut rng = Rng::with_seed(seed);
     let (partitions, slots) = (rng.i32(1..=3), rng.usize(1..=3));
-    let faults = Faults::draw(&mut rng, slots);
+    let faults = Faults::draw(&mut rng, slots, partitions);
     let published: BTreeMap<i32, Vec<Published>> = (0..partitions)
         .map(|part| (part, input::draw(&mut rng, part)))
         .collect();
@@ -211,6 +211,11 @@ impl Trial {
                     core.group_changed();
                 }
             }
+            Event::Agreed(topic, part) => {
+                core.kafka.log(topic, part).agree();
+                core.tell(|| format!("the leader of {topic:?} {part} knows the end"));
+                core.wake_idle();
+            }
             Event::Append(part, record) => {
                 core.kafka.append(Topic::Payments, part, record);
                 core.wake_idle();
@@ -257,6 +262,12 @@ impl Trial {
                         core.processes[process].signals.stop.store(true, Ordering::Relaxed);
                         core.wake_idle();
                     }
+                }
+                Timed::Elect(topic, part, unknown, wait) => {
+                    core.count("elections");
+                    core.tell(|| format!("{topic:?} {part} has a leader that knows {unknown} entries less"));
+                    core.kafka.log(topic, part).elect(unknown);
+                    core.after(wait, Event::Agreed(topic, part));
                 }
             }
         }

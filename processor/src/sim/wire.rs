@@ -64,6 +64,8 @@ pub(super) enum Event {
     /// A member's session is over, if it was silent since.
     Expire(u64),
     Append(i32, Rc<Stored>),
+    /// A leader knows how much the other replicas have.
+    Agreed(kafka::Topic, i32),
     Fault(Timed),
     /// A process is started in a slot.
     Start(usize),
@@ -387,7 +389,7 @@ impl fail::Plan for Points {
                 core.stand(process, wait);
                 false
             }
-            Timed::FailOver(_) | Timed::Leave(_) => {
+            Timed::FailOver(_) | Timed::Leave(_) | Timed::Elect(..) => {
                 core.count("errors");
                 true
             }
