@@ -53,7 +53,7 @@ pub struct Config {
     /// fences what the old one left open; two processes that run at once must not share it.
     #[arg(long, env = "SLUICE_INSTANCE", default_value_t = options::host_name())]
     pub instance: String,
-    /// Number of lanes: threads, each with a consumer, a transactional producer and a Postgres connection.
+    /// Number of lanes: threads, each with a consumer, two transactional producers and a Postgres connection.
     #[arg(long, env = "SLUICE_LANES", default_value_t = 2)]
     pub lanes: u16,
     /// Most events in one batch, and so in one transaction.

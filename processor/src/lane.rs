@@ -98,6 +98,15 @@ impl<W: World> Links<W> {
     };
 }
 
+/// Takes in how long the end of a producer's transaction took to be answered. It has ended; but where a copy of the request
+/// may still be on its way, the producer is given up, so that the next one makes the broker refuse it.
+pub(crate) fn ended<P>(publisher: &mut Option<P>, step: &'static str, took: Duration) {
+    if let Err(doubtful) = publish::sent_once(step, took, publish::DOUBTFUL_END) {
+        tracing::warn!(%doubtful, "going on with a new producer");
+        *publisher = None;
+    }
+}
+
 /// Why a lane stopped in the middle of something. Everything but a dead consumer is answered by a takeover.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -131,6 +140,16 @@ pub enum Error {
     /// The same for one partition.
     #[error("a record of partition {0} came, which was not taken over")]
     NotOwned(i32),
+    /// The log gives what was decided already: it ends before the group's offset, and is read from its beginning.
+    #[error("the record at {partition}:{offset} came, but everything before {next} is decided")]
+    Behind {
+        /// The partition of the payments.
+        partition: i32,
+        /// The record's offset.
+        offset: i64,
+        /// The offset that is next.
+        next: i64,
+    },
 }
 
 /// What a lane and the process tell each other.
@@ -220,6 +239,11 @@ impl<W: World> Lane<'_, W> {
             || self.world.now(),
         )? {
             Collected::Rebalanced => {
+                for partition in self.parts.keys() {
+                    // It is another member's to tell.
+                    let topic = &self.settings.topics.payments;
+                    self.settings.kafka_metrics.forget_lag(topic, *partition);
+                }
                 self.park();
                 self.assignment = self.consumer.assignment();
                 self.owed = self.assignment.membership.is_some().then(|| "assignment".to_owned());
@@ -283,7 +307,7 @@ impl<W: World> Lane<'_, W> {
             let refused = self.world.now();
             self.publisher()?.abort()?;
             let aborting = self.world.now().duration_since(refused);
-            publish::sent_once("aborting", aborting, publish::DOUBTFUL_END)?;
+            ended(&mut self.links.publisher, "aborting", aborting);
             let known = self.ledger()?.known(&batch.keys())?;
             if batch.resolve(known) == 0 {
                 return Err(Error::Unresolved);
@@ -314,6 +338,13 @@ impl<W: World> Lane<'_, W> {
         for message in records {
             let (partition, offset) = (message.partition(), message.offset());
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
+            if offset < part.next {
+                return Err(Error::Behind {
+                    partition,
+                    offset,
+                    next: part.next,
+                });
+            }
             batch.ends.insert(partition, offset + 1);
             let mut input = match self.decoder.decode(message) {
                 Ok(decode::Record::Payment(input)) => input,
@@ -397,6 +428,9 @@ impl<W: World> Lane<'_, W> {
         let epoch = |partition| self.parts.get(&partition).map_or(0, |part| part.epoch);
         let mut rows = std::mem::take(&mut self.rows);
         batch.fill(&mut rows, epoch, self.settings.run);
+        if self.links.publisher.is_none() {
+            self.links.publisher = Some(self.world.transactions(self.settings, self.number)?);
+        }
         let Links {
             ledger: Some(ledger),
             publisher: Some(publisher),
@@ -422,7 +456,7 @@ impl<W: World> Lane<'_, W> {
         publisher.commit()?;
         timer.lap(Step::Commit);
         let committing = self.world.now().duration_since(prepared);
-        publish::sent_once("committing", committing, publish::DOUBTFUL_END)?;
+        ended(&mut self.links.publisher, "committing", committing);
         self.mark_flushed(&owners);
         Ok(())
     }
@@ -506,10 +540,9 @@ impl<W: World> Lane<'_, W> {
                 part.state.revert();
             }
             let (state, next) = (part.state, part.next);
-            self.settings.kept.put(partition, Replayed { state, next });
             self.settings
-                .kafka_metrics
-                .forget_lag(&self.settings.topics.payments, partition);
+                .kept
+                .put(self.world.now(), partition, Replayed { state, next });
         }
     }
 
@@ -530,6 +563,7 @@ impl<W: World> Lane<'_, W> {
             return;
         }
         self.measured = now;
+        self.settings.kept.forget(now);
         let sizes = self.parts.values().map(|part| part.state.sizes());
         self.settings.metrics.remembered(self.number, sizes.sum());
         let topic = &self.settings.topics.payments;

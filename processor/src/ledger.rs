@@ -32,6 +32,9 @@ pub(crate) use rows::Rows;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long Postgres lets a lane that went silent hold its locks, in milliseconds.
 const SILENT_TRANSACTION_MS: u32 = 10_000;
+/// How long a statement waits for a lock: it is given up before its lane gives it up, or it would go on waiting, and everybody who
+/// comes after it with it.
+const BOUND_WAITING: &str = "SET lock_timeout = '8s'";
 /// Serialises the creation of the ledger's partitions; an arbitrary number.
 const CREATION_LOCK: i64 = 0x736c_7569_6365;
 /// Postgres' code for a violated unique constraint.
@@ -135,7 +138,12 @@ impl Open for Ledger {
             .thread_name("ledger")
             .enable_all()
             .build()?;
-        let connection = runtime.block_on(connect(url))?;
+        let connection = runtime.block_on(async {
+            let mut connection = connect(url).await?;
+            let bound = connection.execute(BOUND_WAITING).await;
+            bound.map_err(failed("bound its waiting for locks"))?;
+            Ok::<_, Error>(connection)
+        })?;
         Ok(Self {
             runtime,
             connection: Some(connection),

@@ -194,6 +194,7 @@ pub(crate) struct Metrics {
     replayed: Counter,
     compensated: Counter,
     refilled: Counter,
+    deleted: Counter,
     breaker_open: Family<ByLane, Gauge>,
     remembered_payments: Family<ByLane, Gauge>,
     remembered_accounts: Family<ByLane, Gauge>,
@@ -227,6 +228,7 @@ impl Metrics {
             replayed: Counter::default(),
             compensated: Counter::default(),
             refilled: Counter::default(),
+            deleted: Counter::default(),
             breaker_open: Family::default(),
             remembered_payments: Family::default(),
             remembered_accounts: Family::default(),
@@ -306,6 +308,11 @@ impl Metrics {
             "refilled_rows",
             "Ledger rows that Postgres had lost, filled in again by takeovers",
             metrics.refilled.clone(),
+        );
+        our.register(
+            "payments_deleted_undecided",
+            "Payments that Kafka had deleted before they were decided, as takeovers found it",
+            metrics.deleted.clone(),
         );
         our.register(
             "breaker_open",
@@ -426,6 +433,11 @@ impl Metrics {
     /// Counts ledger rows that were lost and are filled in again.
     pub(crate) fn refilled(&self, rows: u64) {
         self.refilled.inc_by(rows);
+    }
+
+    /// Counts payments that Kafka deleted before they were decided: again with each takeover until a batch follows.
+    pub(crate) fn deleted(&self, payments: i64) {
+        self.deleted.inc_by(payments.unsigned_abs());
     }
 
     /// Says whether a lane's breaker is open.

@@ -4,12 +4,14 @@
 //! Comes last in [`crate::takeover`]. A state that was kept from before, or in a snapshot, is read on from where it stands.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::error::KafkaError;
 use sluice_kafka::config::Isolation;
+use sluice_kafka::endings::Endings;
 use sluice_kafka::error;
 
 use crate::decode::{Decoder, Failure, Record};
@@ -25,6 +27,8 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 const RECORDS_PER_LOOK: u64 = 1_000;
 /// How often a long replay says how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How long a state is remembered that no lane needs. Snapshots are made much more often.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// How long the end of a partition may take to read.
 const ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the log may give nothing before the replay is given up, to be tried again.
@@ -48,28 +52,37 @@ impl Replayed {
 
 /// States that lanes of this process had to give up, by partition, and those that were read beforehand. A rebalance often
 /// moves a partition to another lane, or to none: what was rebuilt once need not be rebuilt again. It never holds more than
-/// one state for each partition.
+/// one state for each partition, and none that nobody asked for within [`KEPT_FOR`].
 #[derive(Default)]
-pub(crate) struct Kept(Mutex<BTreeMap<i32, Replayed>>);
+pub(crate) struct Kept(Mutex<BTreeMap<i32, (Instant, Replayed)>>);
 
 impl Kept {
-    pub(crate) fn put(&self, partition: i32, replayed: Replayed) {
-        self.lock().insert(partition, replayed);
+    pub(crate) fn put(&self, now: Instant, partition: i32, replayed: Replayed) {
+        self.lock().insert(partition, (now, replayed));
     }
 
     /// Each without the offset that it was to be brought up to.
-    pub(crate) fn put_all(&self, states: BTreeMap<i32, (Replayed, i64)>) {
+    pub(crate) fn put_all(&self, now: Instant, states: BTreeMap<i32, (Replayed, i64)>) {
         let states = states
             .into_iter()
-            .map(|(partition, (replayed, _))| (partition, replayed));
+            .map(|(partition, (replayed, _))| (partition, (now, replayed)));
         self.lock().extend(states);
     }
 
     pub(crate) fn take(&self, partition: i32) -> Option<Replayed> {
-        self.lock().remove(&partition)
+        let (_since, replayed) = self.lock().remove(&partition)?;
+        Some(replayed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Replayed>> {
+    /// Gives up what has been here for long: its partition is another process's for good.
+    pub(crate) fn forget(&self, now: Instant) {
+        let is_old = |(since, _): &(Instant, Replayed)| now.saturating_duration_since(*since) > KEPT_FOR;
+        let old: Vec<_> = self.lock().extract_if(.., |_, kept| is_old(kept)).collect();
+        // It takes a while to free, and nobody waits for the lock meanwhile.
+        drop(old);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, (Instant, Replayed)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -174,26 +187,30 @@ fn is_behind((replayed, target): &(Replayed, i64)) -> bool {
     replayed.next < *target
 }
 
+/// The offsets of a partition that are to be read yet, if any are.
+fn wanted(states: &BTreeMap<i32, (Replayed, i64)>, partition: i32) -> Option<Range<i64>> {
+    let it = states.get(&partition).filter(|it| is_behind(it));
+    it.map(|(replayed, target)| replayed.next..*target)
+}
+
 /// The partitions that are read, each up to its target.
 struct Reading<'s, R> {
     reader: &'s R,
     states: &'s mut BTreeMap<i32, (Replayed, i64)>,
     /// How many of them are behind.
     open: usize,
-    /// Those that were said to end before their target: up to where they had been read then, and whether it was heard since
-    /// that there is more.
-    ended: BTreeMap<i32, (i64, bool)>,
+    /// What is known of their ends. A lane may have been given more than a new leader gives.
+    endings: Endings,
 }
 
 impl<'s, R: Reader> Reading<'s, R> {
     fn new(reader: &'s R, states: &'s mut BTreeMap<i32, (Replayed, i64)>) -> Self {
         let open = states.values().filter(|it| is_behind(it)).count();
-        let ended = BTreeMap::new();
         Self {
             reader,
             states,
             open,
-            ended,
+            endings: Endings::default(),
         }
     }
 
@@ -246,43 +263,26 @@ impl<'s, R: Reader> Reading<'s, R> {
         self.reader.pause(partition)
     }
 
-    /// Takes in that a partition is said to end where it has been read up to. Whoever has just become its leader may say so
-    /// until the other replicas have told how much they have, although a lane was given more by the leader before. So it
-    /// counts only when the leader is known to have more and still gives nothing: then what is left before the target are no
-    /// records, but markers of transactions, or what was aborted or deleted.
+    /// Takes in that a partition is said to end where it has been read up to. What is left before the target when it really
+    /// does are no records.
     fn end(&mut self, partition: i32) -> Result<(), error::Consumer> {
-        let next = match self.states.get(&partition) {
-            Some(it) if is_behind(it) => it.0.next,
-            _ => return Ok(()),
-        };
-        if self.ended.insert(partition, (next, false)) == Some((next, true)) {
+        if let Some(left) = wanted(self.states, partition)
+            && self.endings.said(partition, left.start)
+        {
             self.finish(partition)?;
         }
         Ok(())
     }
 
-    /// When nothing comes, asks where those end that were said to end before their target, which no leader answers before
-    /// it knows (KIP-207). Reads again what has more; what is not answered is asked again.
+    /// When nothing comes, asks where those end that were said to end before their target.
     fn ask_ends(&mut self) -> Result<(), error::Consumer> {
-        let mut has_more = false;
-        for (partition, (next, heard)) in self.ended.clone() {
-            let target = match self.states.get(&partition) {
-                Some((replayed, target)) if replayed.next == next && !heard => *target,
-                _ => continue,
-            };
-            match self.reader.ends(partition, ENDS_TIMEOUT) {
-                Ok((_low, end)) if end < target => {
-                    tracing::warn!(partition, end, target, "the log ends before what was committed");
-                    self.finish(partition)?;
-                }
-                Ok(_) => {
-                    self.ended.insert(partition, (next, true));
-                    has_more = true;
-                }
-                Err(error) => tracing::debug!(partition, %error, "the end is asked for again"),
-            }
+        let end = |partition| Ok(self.reader.ends(partition, ENDS_TIMEOUT)?.1);
+        let asked = self.endings.ask(|partition| wanted(self.states, partition), end);
+        for partition in asked.short {
+            tracing::warn!(partition, "the log ends before what was committed");
+            self.finish(partition)?;
         }
-        if has_more {
+        if asked.more {
             self.start()?;
         }
         Ok(())
@@ -382,6 +382,16 @@ mod tests {
         let read = read(log, now, &mut decoder(), &mut states, |_left| {}, || true);
         let (replayed, _target) = &states[&0];
         (read, replayed.state.sizes().payments, replayed.next)
+    }
+
+    #[test]
+    fn a_state_that_nobody_needs_is_forgotten_after_a_while() {
+        let (kept, start) = (Kept::default(), Instant::now());
+        let empty = || Replayed::empty(LATENESS_US, RuleSet::built_in(), 0);
+        kept.put(start, 1, empty());
+        kept.put(start + SECOND, 2, empty());
+        kept.forget(start + KEPT_FOR + SECOND);
+        assert!(kept.take(1).is_none() && kept.take(2).is_some());
     }
 
     #[test]

@@ -212,14 +212,19 @@ impl State {
 
         let account = self.undo.key(&payment.tenant, &payment.account_id);
         let key = &self.undo.keys[account.clone()];
-        let account_is_new = !self.accounts.contains_key(key);
-        if account_is_new {
-            self.accounts.insert(key.into(), Box::default());
-        }
-        let Some(past) = self.accounts.get_mut(key) else {
-            unreachable!("inserted just above");
+        let horizons = self.rules.horizons();
+        let (mut features, visit, account_is_new) = match self.accounts.get_mut(key) {
+            Some(past) => {
+                let (features, visit) = past.observe(payment, settled, horizons);
+                (features, visit, false)
+            }
+            None => {
+                let mut past = Box::<Account>::default();
+                let (features, visit) = past.observe(payment, settled, horizons);
+                self.accounts.insert(key.into(), past);
+                (features, visit, true)
+            }
         };
-        let (mut features, visit) = past.observe(payment, settled, self.rules.horizons());
 
         let merchant = self.undo.key(&payment.tenant, &payment.merchant_id);
         let odd = features.is_odd(units(payment.amount.ten_thousandths().into()));

@@ -10,7 +10,7 @@ use sluice_kafka::{error, fail};
 
 use crate::consume::Assignment;
 use crate::decode::Decoder;
-use crate::lane::{Links, Part, Settings};
+use crate::lane::{self, Links, Part, Settings};
 use crate::ledger::{self, Owner};
 use crate::publish;
 use crate::refill::{self, Doubt};
@@ -51,6 +51,22 @@ pub enum Error {
     /// Rebuilding the state.
     #[error(transparent)]
     Replay(#[from] replay::Error),
+    /// The group's offset is none that the ledger and the log allow. Going on would remove rows of committed decisions, or
+    /// decide payments again.
+    #[error(
+        "partition {part}: the group stands at offset {committed}, the ledger has committed up to {watermark}, and the log \
+         ends at {high}: one of them was reset or replaced; nothing is decided until they agree"
+    )]
+    Contradiction {
+        /// The partition of the payments.
+        part: i32,
+        /// The group's offset.
+        committed: i64,
+        /// The ledger's watermark.
+        watermark: i64,
+        /// The offset after the last record.
+        high: i64,
+    },
 }
 
 impl Error {
@@ -100,14 +116,13 @@ pub(crate) fn take_over<W: World>(
 
     // 2. Kafka: a new producer fences this lane's own open transaction; one that was kept has none open. Another lane's is
     // fenced by the group's generation.
-    let publisher = match &mut links.publisher {
-        Some(publisher) => publisher,
-        none => none.insert(world.transactions(settings, start.lane)?),
-    };
+    if links.publisher.is_none() {
+        links.publisher = Some(world.transactions(settings, start.lane)?);
+    }
     fail::point("takeover.producer")?;
 
     // 3. Where the group has committed up to. What another lane's open transaction holds is waited for.
-    let offsets = stable_offsets(settings.transaction_timeout, consumer, &owners)?;
+    let offsets = stable_offsets(settings, consumer, &owners)?;
     fail::point("takeover.offsets")?;
 
     // 4. The group's own word that the partitions are this lane's, given after the epochs were counted up. Without it a lane
@@ -115,8 +130,11 @@ pub(crate) fn take_over<W: World>(
     // commit. With it, an earlier owner can commit nothing more, and a later one counts the epochs up after this.
     let membership = start.assignment.membership.as_ref().ok_or(Error::NoMember)?;
     let committed: BTreeMap<i32, i64> = offsets.iter().map(|(part, ends)| (*part, ends.committed)).collect();
-    if fail::safeguard("proof") {
-        prove(world, publisher, partitions, membership)?;
+    if fail::safeguard("proof")
+        && let Some(publisher) = &mut links.publisher
+    {
+        let aborting = prove(world, publisher, partitions, membership)?;
+        lane::ended(&mut links.publisher, "aborting", aborting);
     }
     fail::point("takeover.proof")?;
 
@@ -148,7 +166,8 @@ pub(crate) fn take_over<W: World>(
         Ok(replayed) => replayed,
         Err(error) => {
             // The next takeover, or another lane's, reads on from here.
-            settings.kept.put_all(states);
+            settings.kept.put_all(world.now(), states);
+            settings.metrics.replaying(start.lane, 0);
             return Err(error.into());
         }
     };
@@ -182,18 +201,17 @@ fn connected<'l, W: World>(
     }
 }
 
-/// Proves that the lane's place in its group is the current one.
+/// Proves that the lane's place in its group is the current one. Says how long it took to end the transaction that it takes.
 fn prove<W: World>(
     world: &W,
     publisher: &mut W::Transactions,
     partitions: &[i32],
     membership: &W::Membership,
-) -> Result<(), publish::Error> {
+) -> Result<Duration, publish::Error> {
     publisher.prove(partitions, membership)?;
     let proven = world.now();
     publisher.abort()?;
-    let took = world.now().duration_since(proven);
-    publish::sent_once("aborting", took, publish::DOUBTFUL_END)
+    Ok(world.now().duration_since(proven))
 }
 
 /// Says how many rows were removed.
@@ -239,7 +257,14 @@ pub(crate) fn states<W: World>(
         let start = *low.min(committed);
         // The record of the rule set that judged the first payment of a replay may be deleted, if anything is.
         let rules = if start > 0 {
-            world.rules_at(settings, *part, start)?
+            match world.rules_at(settings, *part, start) {
+                Ok(rules) => rules,
+                Err(error) => {
+                    // What was found of the others is not looked for again.
+                    settings.kept.put_all(world.now(), states);
+                    return Err(error);
+                }
+            }
         } else {
             None
         };
@@ -276,13 +301,9 @@ pub(crate) struct Ends {
     pub(crate) committed: i64,
 }
 
-fn stable_offsets(
-    transaction_timeout: Duration,
-    consumer: &impl Member,
-    owners: &[Owner],
-) -> Result<BTreeMap<i32, Ends>, error::Consumer> {
+fn stable_offsets(settings: &Settings, consumer: &impl Member, owners: &[Owner]) -> Result<BTreeMap<i32, Ends>, Error> {
     let partitions: Vec<i32> = owners.iter().map(|owner| owner.part).collect();
-    let committed = consumer.committed(&partitions, transaction_timeout + OFFSETS_SLACK)?;
+    let committed = consumer.committed(&partitions, settings.transaction_timeout + OFFSETS_SLACK)?;
     let mut all = BTreeMap::new();
     for owner in owners {
         let (low, high) = consumer.ends(owner.part, WATERMARKS_TIMEOUT)?;
@@ -290,6 +311,25 @@ fn stable_offsets(
             Some(offset) => *offset,
             None => forgotten_offset(owner, low, high),
         };
+        let Owner { part, watermark, .. } = *owner;
+        // The watermark is set after the offset is committed, and a leader tells no end that it is not sure of.
+        if committed < watermark || committed > high {
+            return Err(Error::Contradiction {
+                part,
+                committed,
+                watermark,
+                high,
+            });
+        }
+        if committed < low {
+            tracing::error!(
+                partition = part,
+                from = committed,
+                to = low,
+                "payments were deleted before they were decided"
+            );
+            settings.metrics.deleted(low - committed);
+        }
         all.insert(owner.part, Ends { low, committed });
     }
     Ok(all)

@@ -18,6 +18,7 @@ use crate::replay;
 use crate::rule_archive;
 use crate::servers::Servers;
 use crate::takeover::{self, Ends};
+use crate::world::World;
 
 /// While one round reads, others decide more; each round is shorter than the one before.
 const ROUNDS: usize = 3;
@@ -109,7 +110,8 @@ fn remember<B: Open>(
         progress,
         goes_on,
     );
-    settings.kept.put_all(states);
+    settings.kept.put_all(World::now(servers), states);
+    settings.metrics.replaying(lane, 0);
     match read {
         Err(replay::Error::Cancelled) => Ok(0),
         read => Ok(read?),
