@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
@@ -23,6 +23,9 @@ use crate::topics;
 /// Bytes before the datum.
 pub const PREFIX_BYTES: usize = 5;
 const MAGIC: u8 = 0;
+/// Most bytes that a length in a record may claim: no record that Kafka takes here is larger, and room is made before it is
+/// known whether the bytes are there.
+const MAX_VALUE_BYTES: usize = 1_024 * 1_024;
 
 /// A Rust type with its Avro schema and the topic it is stored in.
 pub trait Record: Serialize + DeserializeOwned {
@@ -44,9 +47,12 @@ macro_rules! record {
             const TOPIC: &'static str = $topic;
 
             fn schema() -> &'static Schema {
-                // The schema is part of this crate, and its tests parse it.
-                static SCHEMA: LazyLock<Schema> =
-                    LazyLock::new(|| Schema::parse_str(<$type>::SCHEMA_JSON).expect("a schema of this crate parses"));
+                static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
+                    // Before anything is decoded: it counts from the first time on, for the whole process.
+                    apache_avro::util::max_allocation_bytes(MAX_VALUE_BYTES);
+                    // The schema is part of this crate, and its tests parse it.
+                    Schema::parse_str(<$type>::SCHEMA_JSON).expect("a schema of this crate parses")
+                });
                 &SCHEMA
             }
         }
@@ -197,17 +203,17 @@ impl<T: Record> Decoder<T> {
         })
     }
 
-    /// Takes in another version of the schema. It stays for the life of the process; a registry holds few.
+    /// Takes in another version of the schema. It stays for the life of the process, once for all decoders; a registry holds
+    /// few.
     ///
     /// # Errors
     /// When the JSON is not an Avro schema.
     pub fn learn(&mut self, schema_id: i32, schema_json: &str) -> Result<(), DecodeError> {
-        let schema = Schema::parse_str(schema_json).map_err(|source| DecodeError::Schema {
+        let schema = kept(schema_json).map_err(|source| DecodeError::Schema {
             id: schema_id,
             source: Box::new(source),
         })?;
-        let reader = reader(schema_id, Box::leak(Box::new(schema)))?;
-        self.readers.insert(schema_id, reader);
+        self.readers.insert(schema_id, reader(schema_id, schema)?);
         Ok(())
     }
 
@@ -237,6 +243,18 @@ impl<T: Record> Decoder<T> {
             Err(DecodeError::Trailing(datum.len()))
         }
     }
+}
+
+/// The schema of this JSON, parsed when it is first asked for.
+fn kept(json: &str) -> Result<&'static Schema, apache_avro::Error> {
+    static KEPT: LazyLock<Mutex<HashMap<String, &'static Schema>>> = LazyLock::new(Mutex::default);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(schema) = kept.get(json) {
+        return Ok(schema);
+    }
+    let schema: &'static Schema = Box::leak(Box::new(Schema::parse_str(json)?));
+    kept.insert(json.to_owned(), schema);
+    Ok(schema)
 }
 
 fn reader(id: i32, schema: &'static Schema) -> Result<GenericDatumReader<'static>, DecodeError> {
@@ -362,6 +380,31 @@ mod tests {
         assert!(matches!(decoder.decode(&bytes), Err(DecodeError::UnknownSchema(9))));
         decoder.learn(9, &newer).unwrap();
         assert_eq!(decoder.decode(&bytes).unwrap(), payment(5));
+        assert!(
+            std::ptr::eq(kept(&newer).unwrap(), kept(&newer).unwrap()),
+            "parsed once"
+        );
+    }
+
+    #[test]
+    fn a_field_that_its_writer_did_not_know_has_the_schemas_default() {
+        let method = PaymentRecord::SCHEMA_JSON
+            .lines()
+            .find(|line| line.contains(r#""name": "method""#))
+            .unwrap();
+        let older = PaymentRecord::SCHEMA_JSON.replace(method, "");
+        let schema = Schema::parse_str(&older).unwrap();
+        let mut value = generic(&payment(5));
+        value.retain(|(name, _)| name != "method");
+        let datum = GenericDatumWriter::builder(&schema)
+            .build()
+            .unwrap()
+            .write_value_to_vec(Value::Record(value))
+            .unwrap();
+        let mut decoder = Decoder::<PaymentRecord>::new(7).unwrap();
+        decoder.learn(8, &older).unwrap();
+        let decoded = decoder.decode(&[&[0, 0, 0, 0, 8][..], &datum].concat()).unwrap();
+        assert_eq!(decoded.method, "UNSPECIFIED");
     }
 
     /// The generic form of a payment, as a foreign writer would build it.
@@ -381,6 +424,13 @@ mod tests {
         for length in 0..good.len() {
             assert!(decoder.decode(&good[..length]).is_err(), "cut to {length} bytes");
         }
+        // The first field is a text, whose length comes first: 100,000,000, in zigzag.
+        let claims = [&good[..PREFIX_BYTES], &[0x80, 0x84, 0xaf, 0x5f]].concat();
+        let claimed = format!("{:?}", decoder.decode(&claims));
+        assert!(
+            claimed.contains("Unable to allocate"),
+            "no room is made for it: {claimed}"
+        );
         let mut longer = good.clone();
         longer.push(0);
         assert!(matches!(decoder.decode(&longer), Err(DecodeError::Trailing(1))));

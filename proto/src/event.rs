@@ -12,6 +12,11 @@ use uuid::Uuid;
 
 use crate::money::Amount;
 
+/// What the schemas give fields whose writer did not know them.
+fn unspecified() -> String {
+    "UNSPECIFIED".to_owned()
+}
+
 /// An event's identity: a UUID, unique within its tenant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EventId(Uuid);
@@ -91,7 +96,7 @@ pub struct PaymentRecord {
     pub merchant_category: Option<String>,
     #[serde(default)]
     pub terminal_id: Option<String>,
-    #[serde(default)]
+    #[serde(default = "unspecified")]
     pub method: String,
     #[serde(default)]
     pub device_id: Option<String>,
@@ -158,7 +163,7 @@ pub struct SystemRecord {
     pub occurred_at: i64,
     pub source: String,
     pub kind: String,
-    #[serde(default)]
+    #[serde(default = "unspecified")]
     pub severity: String,
     #[serde(default)]
     pub message: String,

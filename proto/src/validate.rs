@@ -132,6 +132,13 @@ pub fn payment(record: PaymentRecord, now: i64) -> Result<Payment, Violation> {
             "send the ISO 18245 code, or leave it empty",
         ));
     }
+    if record.method.len() > bounds::MAX_ID_BYTES {
+        return Err(Violation::new(
+            "payment.method",
+            format!("has {} bytes, more than {}", record.method.len(), bounds::MAX_ID_BYTES),
+            "send a PaymentMethod",
+        ));
+    }
     location(&record)?;
     Ok(Payment::checked(record))
 }

@@ -191,7 +191,7 @@ type SubscribeRequest_Commit struct {
 }
 
 type SubscribeRequest_Refresh struct {
-	// Fresh credentials of the same principal, before the stream's own expire.
+	// Fresh credentials of the same principal with the same roles and topics, before the stream's own expire.
 	Refresh *SubscribeRefresh `protobuf:"bytes,4,opt,name=refresh,proto3,oneof"`
 }
 
@@ -486,13 +486,13 @@ func (*Earliest) Descriptor() ([]byte, []int) {
 // Which decisions to deliver. An empty list or zero does not restrict.
 type DecisionFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Accounts.
+	// Accounts, at most 1,024.
 	AccountIds []string `protobuf:"bytes,1,rep,name=account_ids,json=accountIds,proto3" json:"account_ids,omitempty"`
 	// Outcomes.
 	Outcomes []Outcome `protobuf:"varint,2,rep,packed,name=outcomes,proto3,enum=sluice.v1.Outcome" json:"outcomes,omitempty"`
-	// Lowest score.
+	// Lowest score, from 0 to 1.
 	MinScore float64 `protobuf:"fixed64,3,opt,name=min_score,json=minScore,proto3" json:"min_score,omitempty"`
-	// Rules, of which at least one fired.
+	// Rules, of which at least one fired; at most 64.
 	RuleIds       []string `protobuf:"bytes,4,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -296,7 +296,7 @@ type PublishRequest_Batch struct {
 }
 
 type PublishRequest_Refresh struct {
-	// Fresh credentials of the same principal, before the stream's own expire.
+	// Fresh credentials of the same principal with the same roles and topics, before the stream's own expire.
 	Refresh *PublishRefresh `protobuf:"bytes,3,opt,name=refresh,proto3,oneof"`
 }
 
@@ -889,7 +889,8 @@ type Ack struct {
 	Error *EventError `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	// Where each stored event stands, in the order of the sequence numbers; empty unless asked for.
 	Positions []*Position `protobuf:"bytes,5,rep,name=positions,proto3" json:"positions,omitempty"`
-	// Resumes the session after everything that is settled so far.
+	// Resumes the session after everything that is settled so far. Empty where a later ack of the same group brings it, and with
+	// duplicates: keep the newest that is not empty, and open this epoch without one only where none was ever received.
 	ResumeToken   []byte `protobuf:"bytes,6,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -47,7 +47,8 @@ type IngestServiceClient interface {
 	// Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
 	// DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
 	// again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
-	// partition. Other errors are those of PublishOne.
+	// partition. ALREADY_EXISTS with EVENT_ID_USED means that the event_id was decided for another payment. Other errors are
+	// those of PublishOne.
 	Decide(ctx context.Context, in *DecideRequest, opts ...grpc.CallOption) (*DecideResponse, error)
 }
 
@@ -113,7 +114,8 @@ type IngestServiceServer interface {
 	// Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
 	// DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
 	// again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
-	// partition. Other errors are those of PublishOne.
+	// partition. ALREADY_EXISTS with EVENT_ID_USED means that the event_id was decided for another payment. Other errors are
+	// those of PublishOne.
 	Decide(context.Context, *DecideRequest) (*DecideResponse, error)
 	mustEmbedUnimplementedIngestServiceServer()
 }

@@ -90,7 +90,7 @@ type SettleRequest struct {
 	AccountId string `protobuf:"bytes,2,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
 	// What is to happen.
 	Action SettleAction `protobuf:"varint,3,opt,name=action,proto3,enum=sluice.v1.SettleAction" json:"action,omitempty"`
-	// Why, for whoever asks later; at most 1,024 bytes.
+	// Why, for whoever asks later; at most 1,024 bytes, without NUL characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -17,11 +17,13 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::Target;
 
 const KEY: &str = "a-key";
+/// Positions after the last decision that a subscription's filter lets nothing pass of.
+pub(crate) const PASSED_OVER: u64 = 100;
 /// Answers that may wait for the client.
 const ANSWERS: usize = 64;
 
@@ -32,6 +34,8 @@ pub(crate) struct Script {
     pub(crate) credit: i64,
     /// A stream ends after so many events or decisions.
     pub(crate) cut_after: u64,
+    /// With this, or as a lost connection does.
+    pub(crate) cut_with: Option<Code>,
     /// With Drain, and all acks before; or without, and the newest acks missing.
     pub(crate) drain: bool,
     /// A publishing stream ends when it had nothing to say for so long.
@@ -152,7 +156,14 @@ impl Fake {
                 if let Some(newest) = unacknowledged.pop().filter(|_| unacknowledged.len() > 1) {
                     say(ack(newest, newest, unacknowledged[0])).await;
                 }
-                drop(answers.send(Err(Status::unavailable("cut"))).await);
+                drop(
+                    answers
+                        .send(Err(Status::new(
+                            self.script.cut_with.unwrap_or(Code::Unavailable),
+                            "cut",
+                        )))
+                        .await,
+                );
                 return;
             }
             for sequence in unacknowledged.drain(..) {
@@ -206,7 +217,14 @@ impl Fake {
                 continue;
             }
             if sent >= self.script.cut_after {
-                drop(answers.send(Err(Status::unavailable("cut"))).await);
+                drop(
+                    answers
+                        .send(Err(Status::new(
+                            self.script.cut_with.unwrap_or(Code::Unavailable),
+                            "cut",
+                        )))
+                        .await,
+                );
                 return;
             }
             let count = credit.min(3).min(self.script.decisions + 1 - next);
@@ -222,6 +240,9 @@ impl Fake {
             }))
             .await;
         }
+        // Others' decisions come after them.
+        let token = token(next + PASSED_OVER);
+        say(Delivered::Progress(pb::Progress { token })).await;
         while let Ok(Some(_credit)) = requests.message().await {}
     }
 }

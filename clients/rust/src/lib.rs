@@ -14,7 +14,9 @@
 //!
 //! let target = Target::new("http://127.0.0.1:50051", "sluice-dev-key")?;
 //! let mut decisions = Subscriber::builder(target.clone()).start(Start::Latest).open().await?;
-//! let publisher = Publisher::builder(target, "checkout-1", 1).connect().await?;
+//! // Higher in each life of this producer: the wall clock is.
+//! let epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis() as u64;
+//! let publisher = Publisher::builder(target, "checkout-1", epoch).connect().await?;
 //! let ticket = publisher.publish(payment).await?;
 //! println!("{:?}", ticket.await?.outcome);
 //! println!("{:?}", decisions.next().await?);

@@ -4,8 +4,8 @@
 //! [`Subscriber::next`]. Credit is given back as decisions are taken, so that at most the credit's worth waits here.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -159,6 +159,14 @@ struct Shared {
     taken: AtomicU64,
     was_taken: Notify,
     sessions: AtomicU64,
+    /// The newest position that came without decisions, and how many decisions had come before it.
+    progress: Mutex<(u64, Bytes)>,
+}
+
+impl Shared {
+    fn progress(&self) -> MutexGuard<'_, (u64, Bytes)> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Decisions with the position after the last of them.
@@ -217,9 +225,15 @@ impl Subscriber {
 
     /// The position to begin from in another life, to be stored with what the decisions caused. Decisions come in
     /// batches, and the position is behind the newest batch that was taken whole: what was taken of the batch after
-    /// that comes again.
+    /// that comes again. It also moves while the filter lets nothing pass, so store it now and then: what is older than the
+    /// topic keeps expires.
     pub fn token(&self) -> Bytes {
-        self.token.clone()
+        let (before, progress) = &*self.shared.progress();
+        if !progress.is_empty() && *before == self.shared.taken.load(Ordering::Acquire) {
+            progress.clone()
+        } else {
+            self.token.clone()
+        }
     }
 
     /// How often the subscription was opened so far: 1, and one more for each time that the connection was lost.
@@ -341,7 +355,7 @@ impl Driver {
                         }
                     }
                     Ok(None) => return End::Lost(Refusal::unexpected("the gateway ended the stream")),
-                    Err(status) => return sort(status.into()),
+                    Err(status) => return ended(status.into()),
                 },
                 () = shared.was_taken.notified() => {
                     if let Some(credit) = self.replenish()
@@ -349,7 +363,7 @@ impl Driver {
                     {
                         // The transport takes no more requests; the responses say why.
                         let last = session.incoming.message().await.err().map(Refusal::from);
-                        return sort(last.unwrap_or_else(|| Refusal::unexpected("the gateway ended the stream")));
+                        return ended(last.unwrap_or_else(|| Refusal::unexpected("the gateway ended the stream")));
                     }
                 }
             }
@@ -366,6 +380,7 @@ impl Driver {
                 delivered.is_err().then_some(End::Unwanted)
             }
             Some(Response::Progress(progress)) => {
+                *self.shared.progress() = (self.delivered, progress.token.clone());
                 self.learn(progress.token);
                 self.backoff.progress();
                 None
@@ -405,6 +420,14 @@ impl Driver {
     async fn fail(&self, error: Error) {
         // Without a subscriber there is nobody to tell.
         drop(self.deliveries.send(Err(error)).await);
+    }
+}
+
+/// How a stream ends that stood. One also ends where its principal's entry changed: whether the key is still good, Open tells.
+fn ended(refusal: Refusal) -> End {
+    match refusal.status {
+        tonic::Code::Unauthenticated => End::Lost(refusal),
+        _ => sort(refusal),
     }
 }
 

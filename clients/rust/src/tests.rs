@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::fake::{Fake, Script};
+use crate::fake::{Fake, PASSED_OVER, Script};
 use crate::publish::{self, Outcome, Publisher};
 use crate::subscribe::{self, Subscriber};
 use crate::{Target, Unary, pb};
@@ -52,6 +52,50 @@ async fn every_event_is_stored_though_connections_are_cut() {
     assert_eq!(stored(&fake), Vec::from_iter(1..=EVENTS));
     assert!(sessions > 2, "{sessions} sessions");
     assert!(fake.seen().most_unacknowledged <= 16);
+}
+
+/// As when the entry of its principal was changed: the key itself is still good.
+#[tokio::test]
+async fn a_stream_whose_principal_changed_is_opened_again() {
+    let script = Script {
+        credit: 16,
+        cut_after: 30,
+        cut_with: Some(Code::Unauthenticated),
+        decisions: EVENTS,
+        ..Script::default()
+    };
+    let (fake, sessions) = publish_all(script.clone(), 0).await;
+    assert_eq!(stored(&fake), Vec::from_iter(1..=EVENTS));
+    assert!(sessions > 2, "{sessions} sessions");
+    let (_fake, target) = Fake::start(script).await;
+    let mut subscriber = Subscriber::builder(target).open().await.unwrap();
+    for number in 1..=EVENTS {
+        assert_eq!(subscriber.next().await.unwrap().unwrap().event_id, number.to_string());
+    }
+    assert!(subscriber.sessions() > 2);
+}
+
+#[tokio::test]
+async fn a_position_moves_on_while_the_filter_lets_nothing_pass() {
+    let script = Script {
+        cut_after: EVENTS,
+        decisions: 3,
+        ..Script::default()
+    };
+    let (_fake, target) = Fake::start(script).await;
+    let mut subscriber = Subscriber::builder(target).open().await.unwrap();
+    let behind = (4 + PASSED_OVER).to_be_bytes();
+    for _decision in 1..=3 {
+        assert_ne!(subscriber.token()[..], behind, "a decision was not taken yet");
+        subscriber.next().await.unwrap().unwrap();
+    }
+    let moved_on = async {
+        while subscriber.token()[..] != behind {
+            tokio::task::yield_now().await;
+        }
+    };
+    let moved_on = tokio::time::timeout(Duration::from_secs(10), moved_on).await;
+    assert!(moved_on.is_ok(), "the position stands still");
 }
 
 #[tokio::test]

@@ -88,6 +88,12 @@ fn poison_goes_to_the_dead_letters_and_the_lane_goes_on() {
                 validation,
             ),
             (
+                // Rules that quote it would make decisions that fit into no record.
+                "a method that is too long",
+                changed(&good, |record| record.method = "\"".repeat(600_000))?,
+                validation,
+            ),
+            (
                 "an unknown currency",
                 changed(&good, |record| record.currency = "XQZ".to_owned())?,
                 validation,

@@ -174,7 +174,7 @@ impl Driver {
                 response = session.incoming.message() => match response {
                     Ok(Some(response)) => draining = self.receive(response).or(draining),
                     Ok(None) => return End::Lost(Refusal::unexpected("the gateway ended the stream")),
-                    Err(status) => return sort(status.into()),
+                    Err(status) => return ended(status.into()),
                 },
                 permit = session.outgoing.reserve(), if sending && self.window.sendable() => match permit {
                     Ok(permit) => {
@@ -244,6 +244,14 @@ impl Driver {
             submission.answer(Err(error.clone().of_event(false)));
         }
         error
+    }
+}
+
+/// How a stream ends that stood. One also ends where its principal's entry changed: whether the key is still good, Open tells.
+fn ended(refusal: Refusal) -> End {
+    match refusal.status {
+        tonic::Code::Unauthenticated => End::Lost(refusal),
+        _ => sort(refusal),
     }
 }
 

@@ -22,6 +22,8 @@ use super::{Error, Outcome, Receipt};
 const EVENT_FRAMING_BYTES: usize = 6;
 /// Bytes of a request besides its events, generously.
 const REQUEST_FRAMING_BYTES: usize = 64;
+/// Bytes of events from which on no more come in, whatever their number: more than a gateway grants a session.
+const MAX_HELD_BYTES: usize = 16 * 1_024 * 1_024;
 
 /// An event that waits for a sequence number, and whoever waits for its outcome.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ pub(super) struct Nonsense;
 pub(super) struct Window {
     /// One entry for each number from `base` on; `None` once settled.
     entries: VecDeque<Option<Submission>>,
+    /// Bytes of their events.
+    held_bytes: usize,
     /// The sequence number of the first entry.
     base: u64,
     /// The next sequence number to send in this session.
@@ -66,6 +70,7 @@ impl Window {
         } as usize;
         Self {
             entries: VecDeque::new(),
+            held_bytes: 0,
             base: 1,
             next: 1,
             sent: 0,
@@ -82,6 +87,9 @@ impl Window {
 
     /// How many more events may come in.
     pub(super) fn room(&self) -> usize {
+        if self.held_bytes >= MAX_HELD_BYTES {
+            return 0;
+        }
         self.max_in_flight.saturating_sub(self.entries.len())
     }
 
@@ -102,6 +110,7 @@ impl Window {
 
     /// Numbers an event.
     pub(super) fn push(&mut self, submission: Submission) {
+        self.held_bytes += submission.event.len();
         self.entries.push_back(Some(submission));
     }
 
@@ -255,6 +264,7 @@ impl Window {
             .and_then(|index| self.entries.get_mut(index as usize))
             .and_then(Option::take);
         let Some(submission) = entry else { return false };
+        self.held_bytes -= submission.event.len();
         submission.answer(Ok(Receipt {
             sequence,
             outcome,

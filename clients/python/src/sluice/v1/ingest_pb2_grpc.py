@@ -83,7 +83,8 @@ class IngestServiceServicer:
         """Publishes one payment and answers with its decision, within the call's deadline (10 s without one, 15 s at most).
         DEADLINE_EXCEEDED with the reason DECISION_PENDING means that the payment is stored and will be decided. Calling
         again with the same event_id returns the same decision, as long as it is among the newest 100,000 records of its
-        partition. Other errors are those of PublishOne.
+        partition. ALREADY_EXISTS with EVENT_ID_USED means that the event_id was decided for another payment. Other errors are
+        those of PublishOne.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
