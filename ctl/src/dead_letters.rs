@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::message::{BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::message::{BorrowedMessage, Header, Message as _, OwnedHeaders};
 use rdkafka::{Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
 use sluice_kafka::scan::{Ranges, Scanner};
@@ -64,11 +64,13 @@ struct Letter {
     key: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
     headers: Vec<(String, Vec<u8>)>,
+    /// It has headers besides whose names are not UTF-8.
+    has_unreadable: bool,
 }
 
 impl Letter {
     fn of(message: &BorrowedMessage<'_>) -> Self {
-        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        let headers = sluice_kafka::headers::all(message.headers());
         Self {
             place: Place {
                 partition: message.partition(),
@@ -76,9 +78,8 @@ impl Letter {
             },
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
-            headers: headers
-                .map(|header| (header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
-                .collect(),
+            has_unreadable: headers.iter().any(Result::is_err),
+            headers: headers.into_iter().flatten().collect(),
         }
     }
 
@@ -112,6 +113,9 @@ impl Letter {
         let partition = partition.ok_or("it does not say from which partition it is")?;
         if self.header(headers::CONTROL).is_some() {
             return Err("no payment: apply a rule set again instead".to_owned());
+        }
+        if self.has_unreadable {
+            return Err("the name of one of its headers is not UTF-8".to_owned());
         }
         let Some(payload) = self.payload.clone() else {
             return Err("it has no value".to_owned());
@@ -181,6 +185,9 @@ pub(crate) fn show(config: &Config, topics: &Topics, place: Place) -> anyhow::Re
     page.push_str(&format!("key: {key}\n"));
     for (name, value) in &letter.headers {
         page.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value)));
+    }
+    if letter.has_unreadable {
+        page.push_str("and headers whose names are not UTF-8\n");
     }
     let value = letter.payload.as_deref().unwrap_or_default();
     page.push_str(&format!("value: {} bytes\n", value.len()));
@@ -324,6 +331,8 @@ impl Mark {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::message::Headers as _;
+
     use super::*;
 
     fn letter(headers: &[(&str, &str)]) -> Letter {
@@ -338,6 +347,7 @@ mod tests {
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
                 .collect(),
+            has_unreadable: false,
         }
     }
 

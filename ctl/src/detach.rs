@@ -97,6 +97,7 @@ async fn take_out(
          DELETE FROM {name} WHERE off >= {below}; \
          CREATE TABLE saga_{name} AS SELECT * FROM saga WHERE part = {part} AND off < {below}; \
          DELETE FROM saga WHERE part = {part} AND off < {below}; \
+         CREATE TABLE saga_step_{name} AS SELECT s.* FROM saga_step s JOIN {name} l USING (part, tenant, event_id); \
          DELETE FROM saga_step s USING {name} l WHERE s.part = {part} AND s.tenant = l.tenant AND s.event_id = l.event_id"
     );
     sqlx::raw_sql(&swap).execute(&mut *transaction).await?;

@@ -6,17 +6,17 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::{ClientContext, Message as _};
 use sluice_kafka::Config;
-use sluice_kafka::config::LINGER_MS;
+use sluice_kafka::config::{DELIVERY_TIMEOUT_MS, LINGER_MS};
 
 /// How long one poll waits for delivery reports.
 const POLL: Duration = Duration::from_millis(20);
-/// How long the reports may take, beyond the producer's own delivery timeout.
-const DELIVERY_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long the reports may take: a little longer than the producer tries.
+const DELIVERY_TIMEOUT: Duration = Duration::from_millis(DELIVERY_TIMEOUT_MS as u64 + 5_000);
 
 /// A record to be written.
 pub(crate) struct Record {
@@ -63,10 +63,13 @@ pub(crate) fn write(config: &Config, topic: &str, records: &[Record]) -> anyhow:
         if let Some(payload) = &record.payload {
             outgoing = outgoing.payload(payload);
         }
-        producer
-            .send(outgoing)
-            .map_err(|(error, _)| error)
-            .with_context(|| format!("cannot write to {topic}"))?;
+        while let Err((error, refused)) = producer.send(outgoing) {
+            if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                return Err(error).with_context(|| format!("cannot write to {topic}"));
+            }
+            producer.poll(POLL);
+            outgoing = refused;
+        }
     }
     let deadline = Instant::now() + DELIVERY_TIMEOUT;
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
@@ -81,7 +84,8 @@ pub(crate) fn write(config: &Config, topic: &str, records: &[Record]) -> anyhow:
     for (report, record) in reports.drain(..).zip(records) {
         let partition = record.partition;
         let all = records.len();
-        let told = || format!("{written} of {all} records are in {topic}; not the one for partition {partition}");
+        let told =
+            || format!("{written} of {all} records are in {topic}; perhaps not the one for partition {partition}");
         offsets.push(report.with_context(told)?.with_context(told)?);
     }
     Ok(offsets)

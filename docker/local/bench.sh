@@ -2,7 +2,7 @@
 # Owns `./dev bench`: parts of its own, from clean data, for sluice-load to measure on.
 
 use_bench_stack() {
-  use_home "${SLUICE_HOME:-.sluice/bench}"
+  use_home "${SLUICE_HOME:-.sluice}/bench"
   use_ports SLUICE_BENCH_PORT 27092 27093 27432 27081 27082 27051 27464 27465
   export_environment
 }

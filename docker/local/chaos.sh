@@ -3,7 +3,7 @@
 # sluice-chaos and sluice-soak to break.
 
 use_chaos_stack() {
-  use_home "${SLUICE_HOME:-.sluice/chaos}"
+  use_home "${SLUICE_HOME:-.sluice}/chaos"
   use_ports SLUICE_CHAOS_PORT 26092 26093 26432 26081 26082 26051 26464 26465
   export_test_parts
 }

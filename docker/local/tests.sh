@@ -3,7 +3,7 @@
 # Docker files. The tests start the gateway and the processor themselves.
 
 use_test_stack() {
-  use_home "${SLUICE_HOME:-.sluice/test}"
+  use_home "${SLUICE_HOME:-.sluice}/test"
   use_ports SLUICE_TEST_PORT 29092 29093 25432 28081 28082 25051 29464 29465
   export_test_parts
 }

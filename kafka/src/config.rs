@@ -73,7 +73,7 @@ pub const READER_GROUP: &str = "sluice-reader";
 
 /// What exactly-once and ordering rest on, and what the callers of this module choose: never taken from
 /// [`Config::extra`].
-const FIXED: [&str; 17] = [
+const FIXED: [&str; 19] = [
     "bootstrap.servers",
     "metadata.broker.list",
     "acks",
@@ -83,6 +83,9 @@ const FIXED: [&str; 17] = [
     "max.in.flight.requests.per.connection",
     "transactional.id",
     "transaction.timeout.ms",
+    // A producer that asks again sooner may end a later transaction.
+    "retry.backoff.ms",
+    "retry.backoff.max.ms",
     "partitioner",
     "group.id",
     "group.protocol",

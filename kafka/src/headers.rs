@@ -1,4 +1,4 @@
-//! Reading record headers by name, in one pass and without allocation. The names are in `sluice_proto::headers`.
+//! Reading record headers, by name without allocation or all of them. The names are in `sluice_proto::headers`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -34,6 +34,19 @@ pub fn read<'a, const N: usize>(
     .map_err(|_| Unreadable)
 }
 
+/// A copy of every header's name and value; null values are empty.
+pub fn all(headers: Option<&impl Headers>) -> Vec<Result<(String, Vec<u8>), Unreadable>> {
+    let Some(headers) = headers else { return Vec::new() };
+    let read = |index| {
+        let header = headers.try_get(index)?;
+        Some((header.key.to_owned(), header.value.unwrap_or_default().to_vec()))
+    };
+    let caught = (0..headers.count()).map(|index| catch_unwind(AssertUnwindSafe(|| read(index))));
+    caught
+        .filter_map(|read| read.map_err(|_| Unreadable).transpose())
+        .collect()
+}
+
 /// A header's value as text; `None` where it is missing or not UTF-8.
 pub fn text(value: Option<&[u8]>) -> Option<&str> {
     value.and_then(|bytes| std::str::from_utf8(bytes).ok())
@@ -65,6 +78,9 @@ mod tests {
             });
         let [a, b, null, missing] = read(Some(&headers), ["a", "b", "null", "missing"]).expect("readable");
         assert_eq!((text(a), text(b), null, missing), (Some("2"), Some("1"), None, None));
+        let every = all(Some(&headers)).into_iter().collect::<Result<Vec<_>, _>>();
+        let names: Vec<String> = every.expect("readable").into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["b", "a", "b", "null"]);
         assert_eq!(read(None::<&OwnedHeaders>, ["a"]), Ok([None]));
     }
 

@@ -140,7 +140,8 @@ fn with_defaults(mut command: Command, path: &Path) -> Result<Command, Error> {
             return Err(wrong(format!("there is no option {key}")));
         }
         let kind = value.type_str();
-        let values = texts(value).ok_or_else(|| wrong(format!("{key} is {kind}, not text or a number")))?;
+        let values =
+            texts(value).ok_or_else(|| wrong(format!("{key} is {kind}, not text, a number, true or false")))?;
         // clap wants its defaults for the life of the program; this happens once in it.
         command = command.mut_arg(key, |arg| arg.default_values(values.into_iter().map(leak)));
     }
@@ -170,7 +171,8 @@ fn text(value: Value) -> Option<String> {
         Value::String(text) => Some(text),
         Value::Integer(number) => Some(number.to_string()),
         Value::Float(number) => Some(number.to_string()),
-        Value::Boolean(_) | Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
+        Value::Boolean(truth) => Some(truth.to_string()),
+        Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
     }
 }
 

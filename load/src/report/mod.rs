@@ -28,7 +28,7 @@ use clap::ValueEnum;
 use crate::now_micros;
 use crate::run::Detail;
 pub(crate) use lines::prometheus;
-pub(crate) use model::{FORM, Latency, Offered, Report, Second, Span, Trial};
+pub(crate) use model::{CANCELLED, FORM, Latency, Offered, Report, Second, Span, Trial};
 pub(crate) use objective::{Objective, parse as parse_objectives};
 pub(crate) use text::{figures, micros};
 

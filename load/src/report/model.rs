@@ -18,6 +18,8 @@ use crate::run::{Account, Found};
 
 /// The form of the JSON: raised when a reader of the old form would be wrong about the new one.
 pub(crate) const FORM: u32 = 1;
+/// How a run ended that was interrupted.
+pub(crate) const CANCELLED: &str = "cancelled";
 /// Percentiles that reports list.
 pub(crate) const PERCENTILES: [f64; 10] = [10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 99.999];
 const BUCKETS: u64 = 10;
@@ -293,6 +295,7 @@ impl Report {
                     .collect::<Vec<_>>(),
             );
         }
+        self.objectives.extend(other.objectives.iter().cloned());
         self.trials.clear();
         self.derive()
     }

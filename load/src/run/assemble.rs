@@ -15,7 +15,7 @@ use super::shared::SharedRef;
 use super::{count_untaken, seconds};
 use crate::generate::timestamp;
 use crate::now_micros;
-use crate::report::{FORM, Latency, Offered, Report, Second, Span, micros};
+use crate::report::{CANCELLED, FORM, Latency, Offered, Report, Second, Span, micros};
 
 /// The loader is the bottleneck when its own lateness is more than this part of the latency, and more than so much.
 const SLIP_PART: f64 = 0.1;
@@ -114,16 +114,19 @@ impl Measured {
     /// Takes in the last stretch; what was due is then known exactly.
     pub(crate) fn finish(&mut self, shared: &SharedRef) -> Result<()> {
         self.tick(shared)?;
-        let taken = shared.feed.lock().taken();
+        let feed = shared.feed.lock();
+        let (taken, is_dry) = (feed.taken(), feed.is_dry());
+        drop(feed);
         let due = self.due_by(self.until_ns.unwrap_or(self.from_ns));
         if let Some(due) = due {
-            let due = if self.interrupted_ns.is_some() {
-                due
-            } else {
-                due.max(taken)
+            let due = match (is_dry, self.interrupted_ns) {
+                (true, _) => taken,
+                (false, Some(_)) => due,
+                (false, None) => due.max(taken),
             };
             if let Some(last) = self.seconds.last_mut() {
-                last.due = last.due.map(|before| before + due - self.due_before);
+                // A file that ended in this second had less than the schedule.
+                last.due = last.due.map(|before| (before + due).saturating_sub(self.due_before));
             }
             self.due_before = due;
         }
@@ -302,7 +305,7 @@ fn notes(plan: &Plan, report: &Report) -> Vec<String> {
             micros(super::record::IN_TIME_NS as f64 / 1e3)
         ));
     }
-    if report.end_reason == "cancelled" {
+    if report.end_reason == CANCELLED {
         notes.push("the run was interrupted".to_owned());
     }
     notes

@@ -33,6 +33,8 @@ pub(crate) struct Feed {
     extent: Extent,
     taken: u64,
     ended: bool,
+    /// The source has no more.
+    dry: bool,
 }
 
 impl Feed {
@@ -44,6 +46,7 @@ impl Feed {
             extent,
             taken: 0,
             ended: false,
+            dry: false,
         }
     }
 
@@ -70,7 +73,7 @@ impl Feed {
             match self.source.next((intended_ns / NS_PER_US) as i64, wall_micros)? {
                 Some(item) => items.push(item),
                 None => {
-                    self.ended = true;
+                    (self.ended, self.dry) = (true, true);
                     break;
                 }
             }
@@ -98,6 +101,11 @@ impl Feed {
     /// Whether there is nothing more to take.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether the source came to its end: nothing else was ever due.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.dry
     }
 
     /// Events taken so far.

@@ -8,7 +8,7 @@ use super::options::Args;
 use super::plan::Plan;
 use super::record::Detail;
 use super::{Screen, once};
-use crate::report::{Report, Trial};
+use crate::report::{CANCELLED, Report, Trial};
 
 /// Runs beyond this number find nothing more.
 const MAX_TRIALS: usize = 32;
@@ -25,6 +25,7 @@ pub(crate) async fn run(plan: &Plan, args: &Args, screen: &mut Screen) -> anyhow
     let (mut best, mut last) = (None, None);
     while let Some(rate_per_s) = search.next().filter(|_| trials.len() < MAX_TRIALS) {
         let (report, details) = once(&plan.at_rate(rate_per_s, args.load.duration), screen).await?;
+        let is_cancelled = report.end_reason == CANCELLED;
         let trial = judge(rate_per_s, &report);
         let verdict = if trial.held { "held" } else { "failed" };
         if !args.output.quiet {
@@ -37,6 +38,9 @@ pub(crate) async fn run(plan: &Plan, args: &Args, screen: &mut Screen) -> anyhow
             best = Some((report, details));
         } else {
             last = Some((report, details));
+        }
+        if is_cancelled {
+            break;
         }
     }
     let (mut report, details) = best.or(last).context("no rate was tried")?;
@@ -52,6 +56,9 @@ fn judge(rate_per_s: f64, report: &Report) -> Trial {
         .map(|judgement| format!("{} was {}", judgement.objective, judgement.measured))
         .collect();
     why.extend(report.faults.iter().cloned());
+    if report.end_reason == CANCELLED {
+        why.push("interrupted".to_owned());
+    }
     let share = report
         .offered
         .due

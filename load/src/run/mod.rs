@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::now_micros;
-use crate::report::{self, Report};
+use crate::report::{self, CANCELLED, Report};
 use crate::source::Source;
 use assemble::Measured;
 use clock::{Clock, NS_PER_MS, NS_PER_S};
@@ -215,7 +215,7 @@ async fn watch_run(
             signal = tokio::signal::ctrl_c() => {
                 signal.context("no signals")?;
                 interrupts += 1;
-                reason = "cancelled";
+                reason = CANCELLED;
                 measured.interrupt(shared.clock.now_ns());
                 shared.feed.lock().end();
             }

@@ -3,6 +3,8 @@
 //!
 //! Comes after the feed; `window` keeps the numbers, `pace` tells the server's delays from our own.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use sluice_client::Refusal;
 use sluice_proto::pb::ingest_service_client::IngestServiceClient;
@@ -22,7 +24,7 @@ use super::options::Stop;
 use super::pace::{Hold, Pace};
 use super::record::Metric;
 use super::shared::{Backoff, Phase, SharedRef, code, cut, ended, error_name};
-use super::window::Window;
+use super::window::{Entry, Window};
 use crate::source::Kind;
 
 /// How often a worker that is held back or has nothing to do looks around.
@@ -110,9 +112,9 @@ impl Publisher {
     pub(crate) async fn run(mut self, first: Session) -> anyhow::Result<()> {
         let mut session = Some(first);
         while let Some(open) = session.take() {
-            if let Err(_nonsense) = self.window.resume(&open.ready).map(|missed| {
-                add(&self.shared.ledger.settled, missed);
-            }) {
+            let (shared, now_ns) = (&self.shared, self.shared.clock.now_ns());
+            let missed = |entry: &Entry| settled_unheard(shared, self.worker, entry, now_ns);
+            if let Err(_nonsense) = self.window.resume(&open.ready, missed) {
                 let refusal = Status::internal("the server resumes where the session never was").into();
                 self.shared.fail(&self.name(), &refusal);
                 break;
@@ -371,6 +373,22 @@ impl Publisher {
             Stop::Ignore => add(&ledger.ignored, sent + unsent),
         }
     }
+}
+
+/// An event was settled while no connection stood: now is when its client learns that.
+fn settled_unheard(shared: &SharedRef, worker: usize, entry: &Entry, now_ns: u64) {
+    add(&shared.ledger.settled, 1);
+    if entry.item.kind == Kind::Poison {
+        // Whether it was refused was not heard, so that it proves nothing.
+        shared.ledger.poison_sent.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    let sent_ns = entry.sent_ns.unwrap_or(entry.intended_ns);
+    let latencies = [
+        (Metric::Ack, now_ns.saturating_sub(entry.intended_ns)),
+        (Metric::Service, now_ns.saturating_sub(sent_ns)),
+    ];
+    shared.recorder.answered(worker, now_ns, 1, &latencies);
 }
 
 /// An event was answered with an error.

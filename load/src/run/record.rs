@@ -141,8 +141,9 @@ pub(crate) struct Gap {
 pub(crate) struct Recorder {
     shards: Vec<Mutex<Tallies>>,
     details: Option<Mutex<Vec<Detail>>>,
-    /// Answers whose latency is not to be recorded any more.
+    /// Answers whose latency is not to be recorded any more, and decisions that come beside them.
     skip: AtomicU64,
+    skip_beside: AtomicU64,
     last_answer_ns: AtomicU64,
     /// The newest answer or decision.
     last_ns: AtomicU64,
@@ -157,6 +158,7 @@ impl Recorder {
             shards: (0..workers.clamp(1, MAX_SHARDS)).map(|_| Mutex::default()).collect(),
             details: details.then(Mutex::default),
             skip: AtomicU64::new(skip_first),
+            skip_beside: AtomicU64::new(skip_first),
             last_answer_ns: AtomicU64::new(0),
             last_ns: AtomicU64::new(0),
             moved: AtomicU64::new(0),
@@ -188,7 +190,7 @@ impl Recorder {
     pub(crate) fn answered(&self, worker: usize, now_ns: u64, count: u64, latencies: &[(Metric, u64)]) {
         self.note_answer(now_ns);
         self.note_move(now_ns, count);
-        let skipped = self.skip_some(count);
+        let skipped = skip_some(&self.skip, count);
         let mut shard = self.shard(worker).lock();
         shard.answered += count;
         if count > skipped {
@@ -205,7 +207,9 @@ impl Recorder {
     /// Further latencies of answers that were counted already.
     pub(crate) fn also(&self, worker: usize, now_ns: u64, metric: Metric, ns: u64) {
         self.note_move(now_ns, 1);
-        self.shard(worker).lock().record(metric, ns, 1);
+        if skip_some(&self.skip_beside, 1) == 0 {
+            self.shard(worker).lock().record(metric, ns, 1);
+        }
     }
 
     /// Errors came now, each after as long as told.
@@ -225,16 +229,6 @@ impl Recorder {
             status: status.to_owned(),
         };
         details.extend(std::iter::repeat_with(detail).take(room));
-    }
-
-    /// How many of so many answers fall under those to be skipped.
-    fn skip_some(&self, count: u64) -> u64 {
-        if self.skip.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        let take = |left: u64| Some(left.saturating_sub(count));
-        let before = self.skip.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        before.unwrap_or(0).min(count)
     }
 
     fn note_move(&self, now_ns: u64, count: u64) {
@@ -287,6 +281,16 @@ impl Recorder {
     }
 }
 
+/// How many of so many answers fall under those that are left to be skipped.
+fn skip_some(left: &AtomicU64, count: u64) -> u64 {
+    if left.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    let take = |left: u64| Some(left.saturating_sub(count));
+    let before = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+    before.unwrap_or(0).min(count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,6 +306,11 @@ mod tests {
         assert_eq!((ack.len(), ack.min()), (1, 2_000));
         assert_eq!(recorder.take_details().len(), 4);
         assert_eq!(recorder.drain().answered, 0);
+        for _decision in 0..4 {
+            recorder.also(0, 30, Metric::Decision, NS_PER_MS);
+        }
+        let decision = recorder.drain().latencies[Metric::Decision as usize].take();
+        assert_eq!(decision.map(|latency| latency.len()), Some(1), "and so are decisions");
     }
 
     #[test]

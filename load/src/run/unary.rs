@@ -40,6 +40,8 @@ pub(crate) struct Caller {
     decides: bool,
     channel: Channel,
     pace: Pace,
+    /// When the last call was made and answered.
+    last: (u64, u64),
     alarm: Alarm,
     phase: watch::Receiver<Phase>,
 }
@@ -53,6 +55,7 @@ impl Caller {
             worker,
             decides,
             pace: Pace::default(),
+            last: (0, 0),
             alarm: Alarm::new()?,
         })
     }
@@ -117,8 +120,12 @@ impl Caller {
             Kind::Poison => add(&shared.ledger.poison_sent, 1),
         }
         shared.recorder.sent(self.worker, 1, late.stall_ns, late.slip_ns);
-        if late.stall_ns > 0 {
-            shared.note_held(self.worker, Some((Hold::Concurrency, late.stall_ns)));
+        // The worker was held back while it waited for an answer and this call was due: of what it is late by, the backlog is
+        // not counted again with each call.
+        let (asked_ns, answered_ns) = self.last;
+        let held_ns = answered_ns.saturating_sub(asked_ns.max(intended_ns));
+        if held_ns > 0 {
+            shared.note_held(self.worker, Some((Hold::Concurrency, held_ns)));
         }
         let (kind, number) = (item.kind, item.number);
         let mut phase = self.phase.clone();
@@ -136,6 +143,7 @@ impl Caller {
         };
         let now_ns = shared.clock.now_ns();
         self.pace.owe(now_ns - sent_ns);
+        self.last = (sent_ns, now_ns);
         let latency_ns = now_ns.saturating_sub(intended_ns);
         match answer {
             Ok(()) => {

@@ -119,8 +119,8 @@ impl Window {
         self.credit_bytes = self.credit_bytes.saturating_add(credit.bytes);
     }
 
-    /// A session begins or goes on. Returns how many events were settled while nobody listened.
-    pub(crate) fn resume(&mut self, ready: &pb::PublishReady) -> Result<u64, Nonsense> {
+    /// A session begins or goes on. Shows each event that was settled while nobody listened.
+    pub(crate) fn resume(&mut self, ready: &pb::PublishReady, mut missed: impl FnMut(&Entry)) -> Result<(), Nonsense> {
         let next = ready.next_sequence.max(1);
         if self.base.saturating_sub(next) > u64::from(bounds::MAX_IN_FLIGHT_EVENTS) {
             return Err(Nonsense);
@@ -135,13 +135,14 @@ impl Window {
             self.base -= 1;
             self.entries.push_front(settled_place());
         }
-        let mut missed = 0;
         while self.base < next
             && let Some(entry) = self.entries.pop_front()
         {
             self.base += 1;
-            self.unsettled -= usize::from(!entry.settled);
-            missed += u64::from(!entry.settled);
+            if !entry.settled {
+                self.unsettled -= 1;
+                missed(&entry);
+            }
         }
         for range in &ready.settled {
             for sequence in range.first_sequence.max(self.base)..=range.last_sequence.min(self.sent) {
@@ -149,14 +150,14 @@ impl Window {
                 if let Some(entry) = place.filter(|entry| !entry.settled) {
                     entry.settled = true;
                     self.unsettled -= 1;
-                    missed += 1;
+                    missed(entry);
                 }
             }
         }
         self.base = self.base.max(next);
         self.next = next;
         self.entries.iter_mut().for_each(|entry| entry.empty = entry.settled);
-        Ok(missed)
+        Ok(())
     }
 
     /// The next message, as large as credit and the bounds of a message allow.
@@ -286,6 +287,13 @@ mod tests {
         }
     }
 
+    /// Resumes, and counts what was settled meanwhile.
+    fn resume(window: &mut Window, ready: &pb::PublishReady) -> Result<u64, Nonsense> {
+        let mut missed = 0;
+        window.resume(ready, |_| missed += 1)?;
+        Ok(missed)
+    }
+
     fn lengths(batch: Batch) -> (u64, Vec<usize>, u64) {
         let lengths = batch.message.events.iter().map(Bytes::len).collect();
         (batch.message.first_sequence, lengths, batch.again)
@@ -294,7 +302,7 @@ mod tests {
     #[test]
     fn a_batch_is_divided_where_credit_ends() {
         let mut window = Window::new();
-        window.resume(&ready(1, 2)).unwrap();
+        resume(&mut window, &ready(1, 2)).unwrap();
         window.push(arrival(0..3));
         let batch = window.next_batch(7).unwrap();
         assert_eq!(batch.fresh, 0..2);
@@ -316,12 +324,12 @@ mod tests {
     #[test]
     fn resuming_sends_again_what_is_open_and_places_for_the_rest() {
         let mut window = Window::new();
-        window.resume(&ready(1, 100)).unwrap();
+        resume(&mut window, &ready(1, 100)).unwrap();
         window.push(arrival(0..4));
         window.next_batch(1).unwrap();
         assert_eq!(window.settle(&ack(1, 1), |_| ()), 0);
         assert_eq!(window.settle(&ack(3, 3), |_| ()), 0);
-        assert_eq!(window.resume(&ready(2, 100)), Ok(0));
+        assert_eq!(resume(&mut window, &ready(2, 100)), Ok(0));
         assert_eq!(lengths(window.next_batch(2).unwrap()), (2, vec![10, 0, 10], 2));
         let mut settled = 0;
         assert_eq!(window.settle(&ack(2, 4), |entry| settled += entry.sent_ns.unwrap()), 0);
@@ -332,12 +340,16 @@ mod tests {
     #[test]
     fn answers_that_were_lost_are_counted_and_older_tokens_are_filled_up() {
         let mut window = Window::new();
-        window.resume(&ready(1, 100)).unwrap();
+        resume(&mut window, &ready(1, 100)).unwrap();
         window.push(arrival(0..3));
         window.next_batch(1).unwrap();
-        assert_eq!(window.resume(&ready(3, 100)), Ok(2));
+        let mut missed = Vec::new();
+        window
+            .resume(&ready(3, 100), |entry| missed.push((entry.item.number, entry.sent_ns)))
+            .unwrap();
+        assert_eq!(missed, [(0, Some(1)), (1, Some(1))], "each with when it was sent");
         assert_eq!(window.unsettled(), (1, 0));
-        assert_eq!(window.resume(&ready(1, 100)), Ok(0));
+        assert_eq!(resume(&mut window, &ready(1, 100)), Ok(0));
         assert_eq!(lengths(window.next_batch(2).unwrap()), (1, vec![0, 0, 10], 1));
         assert_eq!(window.settle(&ack(1, 3), |_| ()), 0);
         assert!(window.is_settled());
@@ -351,11 +363,11 @@ mod tests {
             settled: vec![range],
             ..ready(4, 100)
         };
-        assert_eq!((window.sent(), window.resume(&known)), (6, Ok(2)));
+        assert_eq!((window.sent(), resume(&mut window, &known)), (6, Ok(2)));
         assert_eq!(lengths(window.next_batch(4).unwrap()), (4, vec![10, 0, 0], 1));
         assert_eq!(window.settle(&ack(4, 6), |_| ()), 0);
         assert!(window.is_settled());
         window.base = 1_000_000;
-        assert_eq!(window.resume(&ready(1, 100)), Err(Nonsense));
+        assert_eq!(resume(&mut window, &ready(1, 100)), Err(Nonsense));
     }
 }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use sluice_proto::pb::SettleAction;
 use sluice_proto::topics;
 use sluice_tests::rail::client::Rail;
 use sluice_tests::run::{on_own, on_prepared};
@@ -157,6 +158,13 @@ fn old_rows_are_detached_and_everything_goes_on() {
         subscription.decided(&events::ids(&old)).await?;
         subscription.decided(std::slice::from_ref(&review.event_id)).await?;
         let mut connection = ledger::connect(stack).await?;
+        let cancelled = &old[0].event_id;
+        money::settle(stack, &tenant, ("old", cancelled), SettleAction::Cancel).await?;
+        wait::until("the payment is taken back", async || {
+            let refunded = "SELECT count(*) FROM saga WHERE state = 'REFUNDED' AND notified";
+            Ok((count(&mut connection, refunded).await? == 1).then_some(()))
+        })
+        .await?;
         money::settled(&mut connection).await?;
         let detach = |before: &str, stack: &Stack| -> Result<()> {
             let postgres = stack.database_url()?;
@@ -174,8 +182,8 @@ fn old_rows_are_detached_and_everything_goes_on() {
             "nothing is so old"
         );
         detach("2100-01-01T00:00:00Z", stack)?;
-        let held = "SELECT min(off) FROM saga";
-        let part = "SELECT part::bigint FROM saga";
+        let held = "SELECT min(off) FROM saga WHERE state = 'HELD'";
+        let part = "SELECT part::bigint FROM saga WHERE state = 'HELD'";
         let (held, part) = (count(&mut connection, held).await?, count(&mut connection, part).await?);
         let left = count(&mut connection, "SELECT count(*) FROM ledger").await?;
         let beside = format!("SELECT count(*) FROM ledger WHERE part = {part} AND off >= {held}");
@@ -184,6 +192,14 @@ fn old_rows_are_detached_and_everything_goes_on() {
             count(&mut connection, &beside).await?,
             "what is held, and what came after it, stays"
         );
+        let mut steps = count(&mut connection, "SELECT count(*) FROM saga_step").await?;
+        let names: Vec<String> = sqlx::query_scalar("SELECT name FROM ledger_detached")
+            .fetch_all(&mut connection)
+            .await?;
+        for name in names {
+            steps += count(&mut connection, &format!("SELECT count(*) FROM saga_step_{name}")).await?;
+        }
+        assert_eq!(steps, 1, "who took a payment back is not forgotten");
         session.store(&young).await?;
         subscription.decided(&events::ids(&young)).await?;
         money::settled(&mut connection).await?;

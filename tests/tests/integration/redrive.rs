@@ -1,15 +1,19 @@
 //! Dead letters that are listed, shown and driven again: back to their source, with one more retry, until the limit.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use sluice_proto::avro::{Decoder, Encoder, PREFIX_BYTES};
 use sluice_proto::event::{EventId, PaymentRecord};
 use sluice_proto::{headers, topics};
-use sluice_tests::events;
 use sluice_tests::run::on_own;
 use sluice_tests::session::Session;
 use sluice_tests::stack::{Options, Stack, Tenant};
 use sluice_tests::subscription::Subscription;
 use sluice_tests::topics::{Record, consumed, read, write_payment};
+use sluice_tests::{command, events};
 
 /// A record that would be a payment with another date, and its id.
 async fn record_of_tomorrow(stack: &Stack, tenant: &Tenant, ahead_us: i64) -> Result<(Vec<u8>, String)> {
@@ -89,6 +93,40 @@ fn letters_go_back_with_one_more_retry_until_the_limit() {
         );
         let page = stack.sluicectl(&["dlq", "redrive", &place, "--max-retries", "9"])?;
         ensure!(page.contains("1 driven again"), "a named one goes again: {page}");
+        Ok(())
+    });
+}
+
+/// Anybody who may write to Kafka can give a header such a name.
+#[test]
+fn a_header_whose_name_cannot_be_read_stops_no_redrive() {
+    on_own(Options::default(), async |stack| {
+        if !command::installed("kcat") {
+            command::skipped("kcat", "it is not installed");
+            return Ok(());
+        }
+        let record = stack.directory().join("record");
+        std::fs::write(&record, "no payment")?;
+        let mut write = Command::new("kcat");
+        write.args(["-P", "-b", &stack.servers().kafka, "-t", &stack.topic(topics::PAYMENTS)]);
+        write
+            .args(["-p", "0", "-H"])
+            .arg(OsStr::from_bytes(b"\xff=1"))
+            .arg(&record);
+        command::succeed(write).await?;
+        consumed(stack).await?;
+        let list = stack.sluicectl(&["dlq", "list"])?;
+        ensure!(list.contains("1 in all"), "{list}");
+        let shown = stack.sluicectl(&["dlq", "show", "0:0"])?;
+        ensure!(
+            shown.contains("value: 10 bytes") && shown.contains("names are not UTF-8"),
+            "{shown}"
+        );
+        let page = stack.sluicectl(&["dlq", "redrive"])?;
+        ensure!(
+            page.contains("is not UTF-8") && page.contains("0 driven again"),
+            "{page}"
+        );
         Ok(())
     });
 }
