@@ -58,14 +58,18 @@ pub fn with(mut event: pb::Event, change: impl FnOnce(&mut pb::PaymentEvent)) ->
 }
 
 /// The event, so long ago.
-pub fn ago(mut event: pb::Event, age: Duration) -> pb::Event {
-    event.occurred_at = Some((SystemTime::now() - age).into());
-    event
+pub fn ago(event: pb::Event, age: Duration) -> pb::Event {
+    occurred(event, SystemTime::now() - age)
 }
 
 /// The event, so far in the future.
-pub fn ahead(mut event: pb::Event, by: Duration) -> pb::Event {
-    event.occurred_at = Some((SystemTime::now() + by).into());
+pub fn ahead(event: pb::Event, by: Duration) -> pb::Event {
+    occurred(event, SystemTime::now() + by)
+}
+
+/// The event, at this time.
+pub fn occurred(mut event: pb::Event, at: SystemTime) -> pb::Event {
+    event.occurred_at = Some(at.into());
     event
 }
 

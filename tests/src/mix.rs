@@ -4,7 +4,7 @@
 //! ledgers outlive a run; everything else follows from the seed.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
 use sluice_proto::pb;
@@ -21,6 +21,8 @@ const REMEMBERED: usize = 4_096;
 const AT_ONCE: u32 = 70;
 /// How far back late payments happened: beyond the allowed lateness.
 const LATE: Duration = Duration::from_secs(3_600);
+/// For how long [`Pace::Fast`] can be kept up, because payments do not come from the future.
+const FAST_FOR: Duration = Duration::from_secs(4 * 3_600);
 /// How far a client's clock may be ahead.
 const AHEAD: Duration = Duration::from_secs(20);
 const UNITS_OVER_THE_LIMIT: i64 = 15_000;
@@ -59,6 +61,33 @@ pub struct Mix {
     pub ahead: u32,
     /// Events that the gateway refuses.
     pub invalid: u32,
+    /// When the payments happen.
+    pub pace: Pace,
+}
+
+/// How the payments' own time goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As the wall clock's.
+    Real,
+    /// So many times as fast since then, when it was as far behind as it can catch up with in [`FAST_FOR`]; so what is
+    /// remembered for hours of payments' time fills sooner.
+    Fast(SystemTime, u32),
+}
+
+impl Pace {
+    /// What a payment's clock shows now.
+    fn now(self) -> SystemTime {
+        let now = SystemTime::now();
+        match self {
+            Self::Real => now,
+            Self::Fast(since, times) => {
+                let behind = (FAST_FOR * times.saturating_sub(1))
+                    .saturating_sub(now.duration_since(since).unwrap_or_default() * times.saturating_sub(1));
+                now - behind
+            }
+        }
+    }
 }
 
 impl Mix {
@@ -75,6 +104,7 @@ impl Mix {
         late: 0,
         ahead: 0,
         invalid: 0,
+        pace: Pace::Real,
     };
     /// Something of everything, 1,000 a second with pauses.
     pub const ODD: Self = Self {
@@ -89,6 +119,7 @@ impl Mix {
         late: 3,
         ahead: 1,
         invalid: 1,
+        pace: Pace::Real,
     };
 }
 
@@ -176,12 +207,13 @@ impl Generator {
         {
             event = events::at(event, country, place, latitude, longitude);
         }
+        let mut time = self.mix.pace.now();
         if self.of_a_hundred(self.mix.late) {
-            event = events::ago(event, LATE);
+            time -= LATE;
         } else if self.of_a_hundred(self.mix.ahead) {
-            event = events::ahead(event, AHEAD);
+            time += AHEAD;
         }
-        event
+        events::occurred(event, time)
     }
 
     fn again(&mut self) -> Option<pb::Event> {
@@ -199,6 +231,19 @@ impl Generator {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fast_pace_comes_near_the_wall_clock() {
+        let now = SystemTime::now();
+        let behind = |since| {
+            now.duration_since(Pace::Fast(since, 4).now())
+                .unwrap_or_default()
+                .as_secs()
+        };
+        assert_eq!(behind(now).div_ceil(60), 3 * 4 * 60);
+        assert_eq!(behind(now - FAST_FOR / 4).div_ceil(60), 3 * 3 * 60);
+        assert_eq!(behind(now - 2 * FAST_FOR), 0);
+    }
 
     #[test]
     fn a_mix_has_its_odd_ones_and_plain_has_none() {

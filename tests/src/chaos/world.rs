@@ -35,6 +35,8 @@ const HELD_BACK_SLACK: Duration = Duration::from_secs(5);
 const LONGEST_OUTAGE: Duration = Duration::from_secs(15);
 /// Events during which a process stands still, or something is locked: longer than a session's timeout.
 pub const HOLD_EVENTS: usize = 2_500;
+/// For how long a gateway stands still whose clients publish by it.
+const GATEWAY_HOLD: Duration = Duration::from_secs(3);
 /// How long a call of the rail may take: less than a call that is never answered.
 const RAIL_TIMEOUT_MS: u64 = 1_000;
 /// How long the breaker stays open.
@@ -367,7 +369,11 @@ impl World {
         match armed.fault {
             Fault::Kill | Fault::Panic => self.launch(part, &[])?,
             Fault::Stop => {
-                self.traffic.passes(self.setup.hold_events).await?;
+                match part {
+                    // Its clients can publish no more than they can hold.
+                    Part::Gateway => wait::pause(GATEWAY_HOLD).await,
+                    Part::Processor(_) => self.traffic.passes(self.setup.hold_events).await?,
+                }
                 self.go_on(part)?;
                 since = Instant::now();
             }

@@ -3,12 +3,13 @@
 //!
 //! Comes between two stretches of calm of [`super::run`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::chaos::faults::{Armed, Fault, GATEWAY, PROCESSOR};
 use crate::chaos::world::{Part, World};
+use crate::wait;
 
 /// The processor that is killed.
 pub const MORTAL: Part = Part::Processor(1);
@@ -24,6 +25,8 @@ const FAULTS: [Fault; 6] = [
 ];
 /// What can be injected into a gateway.
 const GATEWAY_FAULTS: [Fault; 3] = [Fault::Kill, Fault::Stop, Fault::Delay(1_500)];
+/// For how long a network passes nothing on.
+const HELD_UP: Duration = Duration::from_secs(3);
 /// A lane that is never idle does not come by there.
 const IDLE: &str = "lane.flush";
 
@@ -42,7 +45,7 @@ pub async fn strike(world: &mut World, hold_events: usize) -> Result<()> {
             world.crash_postgres().await?;
             world.recovered(Instant::now()).await
         }
-        _ => cut(world, hold_events).await,
+        _ => cut(world).await,
     }
 }
 
@@ -82,7 +85,7 @@ async fn stop_gateway(world: &mut World, hold_events: usize) -> Result<()> {
     world.recovered(Instant::now()).await
 }
 
-async fn cut(world: &mut World, hold_events: usize) -> Result<()> {
+async fn cut(world: &mut World) -> Result<()> {
     let (to_postgres, hold) = (world.rng.bool(), world.rng.bool());
     let network = world.network.as_ref().context("the network is not proxied")?;
     let (proxy, name) = if to_postgres {
@@ -92,7 +95,7 @@ async fn cut(world: &mut World, hold_events: usize) -> Result<()> {
     };
     let how = if hold {
         proxy.stall(true);
-        world.traffic.passes(hold_events).await?;
+        wait::pause(HELD_UP).await;
         proxy.stall(false);
         "held up"
     } else {

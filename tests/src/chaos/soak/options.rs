@@ -13,7 +13,7 @@ use clap::Parser;
 #[command(name = "sluice-soak")]
 pub struct Options {
     /// Begins no round after so many minutes; a round takes three to four
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub minutes: u64,
     /// Payments a second, of two tenants; half of the 32,000 a second that were sustained with everything on two cores
     #[arg(long, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(400..=200_000))]

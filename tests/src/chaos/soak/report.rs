@@ -13,8 +13,9 @@ use crate::chaos::report::median_and_max_ms;
 use crate::checker::{Violation, tell};
 use crate::traffic::Outcomes;
 
-/// What comes before says nothing: states fill until payments are an hour and the allowed lateness old, and accounts are met.
-const WARM_UP: Duration = Duration::from_secs(70 * 60);
+/// What comes before says nothing: states fill until payments are an hour and the allowed lateness old, which is four times as
+/// soon as they are in hours of the wall clock, and accounts are met.
+const WARM_UP: Duration = Duration::from_secs(25 * 60);
 /// Fewer samples in a quarter say nothing either.
 const QUARTER_SAMPLES: usize = 12;
 /// The servers that are looked at, in the sampler's order.

@@ -2,7 +2,7 @@
 //!
 //! Comes after [`super::options`], before [`super::report`].
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 use sluice_proto::topics;
@@ -15,7 +15,7 @@ use super::sample::Sampler;
 use crate::chaos::world::{Setup, World};
 use crate::checker::{Invariant, Violations, tell};
 use crate::history::Beginning;
-use crate::mix::Mix;
+use crate::mix::{Mix, Pace};
 use crate::stack::Stack;
 use crate::traffic::{self, Traffic};
 use crate::{ledger, wait};
@@ -35,6 +35,8 @@ const TENANTS: usize = 2;
 /// Ordinary accounts of each tenant. Each comes by again after more than a minute, at the usual rate.
 const ACCOUNTS: u64 = 120_000;
 const PARTITIONS: u32 = 8;
+/// How much faster the payments' own time goes: what is remembered of an account goes back an hour of it.
+const PACE: u32 = 4;
 /// A time that everything is before.
 const ALWAYS: &str = "2100-01-01T00:00:00Z";
 
@@ -85,6 +87,7 @@ async fn soak(options: &Options, report: &mut Report, violations: &mut Violation
             pause_after_ticks: 0,
             accounts: ACCOUNTS,
             hot: 1,
+            pace: Pace::Fast(SystemTime::now(), PACE),
             ..Mix::ODD
         },
         ..Setup::default()
@@ -186,7 +189,7 @@ async fn remove_checked(stack: &Stack, before: &[Beginning]) -> Result<()> {
     let detached = "SELECT name FROM ledger_detached WHERE to_regclass(name) IS NOT NULL";
     let names: Vec<String> = sqlx::query_scalar(detached).fetch_all(&mut connection).await?;
     for name in names {
-        let drop = format!("DROP TABLE {name}; DROP TABLE saga_{name}");
+        let drop = format!("DROP TABLE {name}, saga_{name}, saga_step_{name}");
         wait::soon(
             "a detached table is dropped",
             sqlx::raw_sql(&drop).execute(&mut connection),
