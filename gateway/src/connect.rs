@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::decisions::consume::{self, Consumer};
 use crate::decisions::{Source, start};
 use crate::ingest::encode::{Encoders, SchemaIds};
+use crate::ingest::lanes::Lanes;
 use crate::ingest::publish::Publisher;
 use crate::ingest::resume;
 use crate::ingest::route::{self, Routing};
@@ -140,6 +141,7 @@ pub fn connect(
     routing.learn(&registry).map_err(Error::Routing)?;
     let written = routing.names();
     let counts = admin.partitions_of(&written).map_err(in_kafka)?;
+    let lanes = Lanes::new(&counts);
     let written = written.into_iter().zip(counts).collect();
     let audit = match config.audit_places().topic {
         None => None,
@@ -154,7 +156,7 @@ pub fn connect(
     };
     let scanner = resume::Scanner::new(kafka.clone(), written).map_err(Error::Consumer)?;
     let producer = kafka.idempotent_producer(BURST_LINGER_MS);
-    let publisher = Publisher::new(producer, routing.clone(), metrics.clone(), &config.instance);
+    let publisher = Publisher::new(producer, routing.clone(), lanes, metrics.clone(), &config.instance);
     Ok(Parts {
         encoders: Encoders::new(ids).map_err(Error::Schema)?,
         publisher: publisher.map_err(Error::Producer)?,

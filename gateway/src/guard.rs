@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
 use futures_util::{Stream, StreamExt};
+use parking_lot::Mutex;
 use sluice_proto::pb;
 use sluice_proto::pb::publish_request::Message as Publish;
 use sluice_proto::pb::subscribe_request::Message as Subscribe;
@@ -43,41 +44,64 @@ impl Refreshing for pb::SubscribeRequest {
     }
 }
 
+/// A caller as its newest credentials make it: for whoever does something for it while its stream is not read.
+#[derive(Clone)]
+pub struct Standing(Arc<Mutex<Caller>>);
+
+impl Standing {
+    /// The caller as it opened its stream.
+    pub fn new(caller: Caller) -> Self {
+        Self(Arc::new(Mutex::new(caller)))
+    }
+
+    /// The caller.
+    pub fn caller(&self) -> Caller {
+        self.0.lock().clone()
+    }
+
+    /// Why its credentials are no longer good, if they are not.
+    pub fn lapsed(&self) -> Option<Failure> {
+        lapsed(&self.0.lock())
+    }
+}
+
 /// A stream of requests that ends with its caller's credentials. After its end, which it tells once, it stays pending until
 /// the credentials are no longer good, so that a driver that goes on without requests still learns of it.
 pub struct Guarded<S> {
     /// `None` once the client has said everything.
     inner: Option<S>,
     auth: Arc<Auth>,
-    caller: Caller,
+    standing: Standing,
     expiry: Option<Pin<Box<Sleep>>>,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Guarded<S> {
     /// Guards the requests of this caller.
-    pub fn new(inner: S, caller: Caller, auth: Arc<Auth>) -> Self {
+    pub fn new(inner: S, standing: Standing, auth: Arc<Auth>) -> Self {
+        let caller = standing.caller();
         Self {
             inner: Some(inner),
             auth,
+            standing,
             expiry: expiry(&caller),
             revoked: waiting(&caller.revoked),
-            caller,
         }
     }
 
     fn refresh(&mut self, credentials: &str) -> Result<(), Failure> {
         let fresh = self.auth.by_credentials(credentials)?;
-        if !fresh.is_same_as(&self.caller) {
+        let mut caller = self.standing.0.lock();
+        if !fresh.is_same_as(&caller) {
             return Err(auth::refused("the fresh credentials are another principal's"));
         }
-        if !fresh.may_as(&self.caller) {
+        if !fresh.may_as(&caller) {
             // The stream was opened for what the earlier ones allowed, and does not learn what the fresh ones do.
             return Err(auth::refused("the fresh credentials have other roles or topics"));
         }
         self.expiry = expiry(&fresh);
         self.revoked = waiting(&fresh.revoked);
-        self.caller = fresh;
+        *caller = fresh;
         Ok(())
     }
 }
@@ -157,7 +181,7 @@ mod tests {
     fn guarded(caller: &Caller, requests: Vec<pb::SubscribeRequest>) -> Guarded<Requests> {
         let auth = Auth::load(None, SocketAddr::from(([127, 0, 0, 1], 50051))).expect("loopback");
         let requests: Vec<_> = requests.into_iter().map(Ok).collect();
-        Guarded::new(stream::iter(requests), caller.clone(), Arc::new(auth))
+        Guarded::new(stream::iter(requests), Standing::new(caller.clone()), Arc::new(auth))
     }
 
     #[test]

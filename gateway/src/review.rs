@@ -3,12 +3,14 @@
 //!
 //! Comes after `auth`; nothing comes after it in the gateway.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::ClientContext;
+use parking_lot::RwLock;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
 use sluice_kafka::config::LINGER_MS;
 use sluice_kafka::error;
 use sluice_proto::avro::Encoder;
@@ -59,7 +61,9 @@ impl ProducerContext for Reports {
 /// Takes verdicts in.
 pub struct Reviews {
     topic: String,
-    producer: ThreadedProducer<Reports>,
+    config: ClientConfig,
+    /// Replaced where it met a fatal error.
+    producer: RwLock<Arc<ThreadedProducer<Reports>>>,
     encoder: Encoder<Verdict>,
 }
 
@@ -69,18 +73,34 @@ impl Reviews {
     /// # Errors
     /// When the schema cannot be resolved, or librdkafka does not accept the configuration.
     pub fn new(kafka: &sluice_kafka::Config, topic: &str, schema_id: i32) -> Result<Self, connect::Error> {
-        let producer = kafka.idempotent_producer(LINGER_MS).create_with_context(Reports);
+        let config = kafka.idempotent_producer(LINGER_MS);
         Ok(Self {
             topic: topic.to_owned(),
-            producer: producer
-                .map_err(error::Producer::Create)
-                .map_err(connect::Error::Producer)?,
+            producer: RwLock::new(producer(&config).map_err(connect::Error::Producer)?),
+            config,
             encoder: Encoder::new(schema_id).map_err(connect::Error::Schema)?,
         })
     }
 
+    /// The producer of now.
+    fn producer(&self) -> Result<Arc<ThreadedProducer<Reports>>, error::Producer> {
+        let current = self.producer.read().clone();
+        if current.client().fatal_error().is_none() {
+            return Ok(current);
+        }
+        let mut place = self.producer.write();
+        if Arc::ptr_eq(&place, &current) {
+            tracing::error!("the kafka producer of verdicts met a fatal error and is replaced");
+            let broken = std::mem::replace(&mut *place, producer(&self.config)?);
+            // Dropping it flushes, which blocks.
+            drop(tokio::task::spawn_blocking(move || drop(broken)));
+        }
+        Ok(place.clone())
+    }
+
     async fn store(&self, verdict: &Verdict) -> Result<pb::Position, Failure> {
-        if usize::try_from(self.producer.in_flight_count()).unwrap_or(0) >= MAX_WAITING {
+        let producer = self.producer().map_err(|error| undelivered(&error))?;
+        if usize::try_from(producer.in_flight_count()).unwrap_or(0) >= MAX_WAITING {
             return Err(busy());
         }
         let mut payload = Vec::new();
@@ -93,18 +113,25 @@ impl Reviews {
         let record = BaseRecord::with_opaque_to(&self.topic, Box::new(report))
             .key(&key)
             .payload(&payload);
-        if let Err((error, _record)) = self.producer.send(record) {
+        if let Err((error, _record)) = producer.send(record) {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
                 return Err(busy());
             }
             return Err(undelivered(&error::Producer::Refused(error)));
         }
+        // Where it is replaced meanwhile, dropping it here would block.
+        drop(producer);
         match waiting.await {
             Ok(Ok(position)) => Ok(position),
             Ok(Err(error)) => Err(undelivered(&error)),
             Err(_) => Err(crate::ingest::call::lost_report()),
         }
     }
+}
+
+fn producer(config: &ClientConfig) -> Result<Arc<ThreadedProducer<Reports>>, error::Producer> {
+    let made = config.create_with_context(Reports);
+    made.map(Arc::new).map_err(error::Producer::Create)
 }
 
 #[tonic::async_trait]

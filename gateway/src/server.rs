@@ -74,6 +74,8 @@ pub const DRAIN_DEADLINE: Duration = Duration::from_secs(20);
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The part of it that is kept for the last lines of the audit log.
 pub const AUDIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the admin port may take to answer what it was asked before the process ends.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -314,10 +316,15 @@ impl Server {
         stop.cancel();
         quotas.abort();
         steering.abort();
+        // Whoever sent half a request keeps it open.
+        let admin = tokio::time::timeout(ADMIN_TIMEOUT, admin).await;
+        if admin.is_err() {
+            tracing::warn!("the admin port did not end in time");
+        }
         for ended in [
             decision_loop.await.err(),
             counting.await.err(),
-            admin.await.err(),
+            admin.ok().and_then(Result::err),
             following.await.err(),
             reloading.await.err(),
             learning.await.err(),

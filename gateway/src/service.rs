@@ -24,7 +24,7 @@ use crate::auth::{Auth, Caller, Role};
 use crate::decide;
 use crate::decisions::subscribe::{self, Flow};
 use crate::decisions::{self, watch};
-use crate::guard::Guarded;
+use crate::guard::{Guarded, Standing};
 use crate::ingest::{self, call, session};
 use crate::status::Failure;
 
@@ -91,10 +91,11 @@ impl IngestService for Ingest {
     ) -> Result<Response<Self::PublishStream>, Status> {
         let caller = caller(&request, Role::Publish)?;
         let traceparent = traceparent(request.metadata());
-        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
+        let standing = Standing::new(caller);
+        let inbound = Guarded::new(request.into_inner(), standing.clone(), self.auth.clone());
         let (outbound, responses) = mpsc::channel(session::RESPONSES);
         // The response begins before the first request is read: some clients send nothing until then.
-        let session = session::run(self.shared.clone(), caller, traceparent, inbound, outbound);
+        let session = session::run(self.shared.clone(), standing, traceparent, inbound, outbound);
         self.tasks.spawn(session);
         Ok(Response::new(ReceiverStream::new(responses)))
     }
@@ -141,7 +142,7 @@ impl DecisionService for Decisions {
         request: Request<Streaming<pb::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let caller = caller(&request, Role::Subscribe)?;
-        let inbound = Guarded::new(request.into_inner(), caller.clone(), self.auth.clone());
+        let inbound = Guarded::new(request.into_inner(), Standing::new(caller.clone()), self.auth.clone());
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
         let subscription = subscribe::run(self.shared.clone(), caller, Flow::Credit, inbound, outbound);
         self.tasks.spawn(subscription);
@@ -152,7 +153,7 @@ impl DecisionService for Decisions {
         let caller = caller(&request, Role::Subscribe)?;
         let open = watch::opening(request.into_inner())?;
         let (outbound, responses) = mpsc::channel(subscribe::RESPONSES);
-        let requests = Guarded::new(watch::requests(open), caller.clone(), self.auth.clone());
+        let requests = Guarded::new(watch::requests(open), Standing::new(caller.clone()), self.auth.clone());
         let subscription = subscribe::run(self.shared.clone(), caller, Flow::Transport, requests, outbound);
         self.tasks.spawn(subscription);
         Ok(Response::new(Box::pin(

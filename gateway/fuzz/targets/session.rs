@@ -15,8 +15,10 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use rdkafka::ClientConfig;
 use sluice_gateway::audit::{Audit, Places};
+use sluice_gateway::guard::Standing;
 use sluice_gateway::ingest::controller::Controller;
 use sluice_gateway::ingest::encode::{Encoders, SchemaIds};
+use sluice_gateway::ingest::lanes::Lanes;
 use sluice_gateway::ingest::{Shared, admit, fence, publish, resume, session, token};
 use sluice_gateway::metrics::Metrics;
 use sluice_gateway::privacy::Privacy;
@@ -74,7 +76,9 @@ fn shared() -> Shared {
     };
     // Searches find nothing: what a token tells is all that is known.
     let scanner = resume::Scanner::new(sluice_kafka::Config::default(), Vec::new()).expect("a scanner");
-    let publisher = publish::Publisher::new(config, routing.clone(), metrics.clone(), "fuzz").expect("a producer");
+    let lanes = Lanes::new(&vec![1; routing.names().len()]);
+    let publisher =
+        publish::Publisher::new(config, routing.clone(), lanes, metrics.clone(), "fuzz").expect("a producer");
     let lifetime = Duration::from_secs(3_600);
     Shared {
         audit: Audit::open(Places::default(), "fuzz", metrics.audit_lost.clone()).expect("no audit log"),
@@ -103,7 +107,7 @@ fuzz_target!(|data: &[u8]| {
     world.runtime.block_on(async {
         let (outbound, mut responses) = mpsc::channel(session::RESPONSES);
         let inbound = tokio_stream::iter(requests);
-        let running = session::run(world.shared.clone(), caller(), None, inbound, outbound);
+        let running = session::run(world.shared.clone(), Standing::new(caller()), None, inbound, outbound);
         let hearing = async {
             let mut heard = Vec::new();
             while let Some(response) = responses.recv().await {
@@ -125,6 +129,8 @@ struct Plan {
     events: i64,
     /// The connection breaks before everything is said.
     breaks: bool,
+    /// It breaks before anything is said, so that there is nobody to tell anything.
+    silent: bool,
 }
 
 fn plan(input: &mut Input<'_>) -> (VecDeque<Result<pb::PublishRequest, Status>>, Plan) {
@@ -135,6 +141,7 @@ fn plan(input: &mut Input<'_>) -> (VecDeque<Result<pb::PublishRequest, Status>>,
         sent: BTreeMap::new(),
         events: 0,
         breaks: false,
+        silent: false,
     };
     let open = open(producer, input);
     let mut next = 1_u64;
@@ -169,6 +176,7 @@ fn plan(input: &mut Input<'_>) -> (VecDeque<Result<pb::PublishRequest, Status>>,
             }
         });
     }
+    plan.silent = requests.front().is_none_or(Result::is_err);
     (requests, plan)
 }
 
@@ -250,7 +258,10 @@ fn check(plan: &Plan, heard: Vec<Result<pb::PublishResponse, Status>>) {
     );
     let mut heard = heard.into_iter();
     let ready = match heard.next() {
-        None => return,
+        None => {
+            assert!(plan.silent, "neither Ready nor a status");
+            return;
+        }
         Some(Err(status)) => {
             refused(&status);
             assert!(heard.next().is_none(), "something follows the status");
@@ -281,7 +292,11 @@ fn check(plan: &Plan, heard: Vec<Result<pb::PublishResponse, Status>>) {
                     let (told, repeated) = fates.entry(number).or_default();
                     match ack.status() {
                         AckStatus::Duplicate => *repeated += 1,
-                        AckStatus::Error => *told += 1,
+                        AckStatus::Error => {
+                            let error = ack.error.as_ref().expect("an error says what it is");
+                            assert_ne!(error.code(), pb::ErrorCode::Internal, "{error:?}");
+                            *told += 1;
+                        }
                         AckStatus::Stored => {
                             *told += 1;
                             SEEN[1].fetch_add(1, Ordering::Relaxed);

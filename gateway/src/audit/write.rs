@@ -9,10 +9,10 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
-use rdkafka::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
 use sluice_kafka::config::LINGER_MS;
 
 use super::{Line, Places};
@@ -62,8 +62,30 @@ impl ProducerContext for Reports {
 
 struct Writer {
     file: Option<File>,
-    topic: Option<(String, ThreadedProducer<Reports>)>,
+    topic: Option<Topic>,
     lost: Counter,
+}
+
+struct Topic {
+    name: String,
+    config: ClientConfig,
+    producer: ThreadedProducer<Reports>,
+}
+
+impl Topic {
+    fn open(name: String, kafka: &sluice_kafka::Config, lost: Counter) -> Result<Self, KafkaError> {
+        let config = kafka.idempotent_producer(LINGER_MS);
+        let producer = config.create_with_context(Reports(lost))?;
+        Ok(Self { name, config, producer })
+    }
+
+    /// Puts a new producer in the place of one that met a fatal error, which blocks until the old one has given up.
+    fn renew(&mut self, lost: &Counter) {
+        match self.config.create_with_context(Reports(lost.clone())) {
+            Ok(producer) => self.producer = producer,
+            Err(error) => tracing::error!(%error, "the audit log's producer cannot be replaced"),
+        }
+    }
 }
 
 /// Opens the places, and starts the thread, which ends with the queue.
@@ -73,13 +95,9 @@ pub(super) fn start(places: Places, queue: Receiver<Order>, lost: Counter) -> Re
         file.map_err(|source| Error::Open { path, source })
     };
     let produce = |(topic, kafka): (String, sluice_kafka::Config)| {
-        let producer = kafka
-            .idempotent_producer(LINGER_MS)
-            .create_with_context(Reports(lost.clone()))
-            .map_err(Error::Producer)?;
-        Ok((topic, producer))
+        Topic::open(topic, &kafka, lost.clone()).map_err(Error::Producer)
     };
-    let writer = Writer {
+    let mut writer = Writer {
         file: places.file.map(open).transpose()?,
         topic: places.topic.map(produce).transpose()?,
         lost: lost.clone(),
@@ -101,7 +119,7 @@ pub(super) fn start(places: Places, queue: Receiver<Order>, lost: Counter) -> Re
 }
 
 impl Writer {
-    fn write(&self, line: &Line) {
+    fn write(&mut self, line: &Line) {
         let mut text = match serde_json::to_vec(line) {
             Ok(text) => text,
             Err(error) => {
@@ -110,11 +128,14 @@ impl Writer {
                 return;
             }
         };
-        if let Some((topic, producer)) = &self.topic {
+        if let Some(topic) = &mut self.topic {
+            if topic.producer.client().fatal_error().is_some() {
+                topic.renew(&self.lost);
+            }
             // Of one tenant in order; what nobody of a tenant did has a key that is no tenant's.
             let key = line.tenant.as_deref().unwrap_or_default();
-            let record = BaseRecord::to(topic).key(key).payload(&text);
-            if let Err((error, _)) = producer.send(record) {
+            let record = BaseRecord::to(&topic.name).key(key).payload(&text);
+            if let Err((error, _)) = topic.producer.send(record) {
                 self.lost.inc();
                 tracing::error!(%error, "the audit log's topic takes no line");
             }
@@ -129,8 +150,8 @@ impl Writer {
     }
 
     fn flush(&self, timeout: Duration) {
-        if let Some((_, producer)) = &self.topic
-            && let Err(error) = producer.flush(timeout)
+        if let Some(topic) = &self.topic
+            && let Err(error) = topic.producer.flush(timeout)
         {
             tracing::warn!(%error, "lines of the audit log were not delivered");
         }

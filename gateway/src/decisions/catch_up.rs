@@ -5,7 +5,7 @@
 //! subscriber slows its own reader down and nobody else.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use sluice_kafka::error;
@@ -28,6 +28,8 @@ pub const STEP_RECORDS: usize = 512;
 /// How long a reader waits for a subscription that takes no step, for want of credit or because its client does not read,
 /// before it leaves its room to others.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a reader serves one subscription while all room is taken.
+pub const TURN: Duration = Duration::from_secs(10);
 /// How long a reader that finds nothing waits before it looks whether it is still wanted.
 pub const POLL_TIMEOUT: Duration = Duration::from_millis(50);
 
@@ -40,8 +42,9 @@ pub struct Step {
     pub cursor: Cursor,
 }
 
-/// The way back, as long as it lasts: the channel closes when the ring is reached, and when nothing was taken from it for
-/// [`STEP_TIMEOUT`]. The subscription goes on from the last step that it took, with another reader where it is still behind.
+/// The way back, as long as it lasts: the channel closes when the ring is reached, when nothing was taken from it for
+/// [`STEP_TIMEOUT`], and after [`TURN`] where all room is taken. The subscription goes on from the last step that it took, with
+/// another reader where it is still behind.
 pub type Steps = mpsc::Receiver<Result<Step, Failure>>;
 
 struct CatchUp {
@@ -56,8 +59,8 @@ struct CatchUp {
     starts: Vec<i64>,
 }
 
-/// Starts a reader at the cursor. It ends when it reaches the ring, fails, is not listened to for [`STEP_TIMEOUT`], or the
-/// receiver is dropped.
+/// Starts a reader at the cursor. It ends when it reaches the ring, fails, is not listened to for [`STEP_TIMEOUT`], leaves its
+/// room to others after [`TURN`], or the receiver is dropped.
 pub fn begin(
     shared: Arc<Shared>,
     cursor: Cursor,
@@ -120,6 +123,7 @@ impl CatchUp {
     }
 
     fn run(mut self) -> Result<(), Failure> {
+        let began = Instant::now();
         let mut entries = Vec::new();
         while !self.steps.is_closed() && !self.shared.draining.is_cancelled() {
             let mut timeout = POLL_TIMEOUT;
@@ -152,7 +156,8 @@ impl CatchUp {
                 entries: std::mem::take(&mut entries),
                 cursor: self.cursor.clone(),
             };
-            if !give(&self.steps, Ok(step)) || arrived {
+            let is_over = began.elapsed() >= TURN && self.shared.catch_ups.available_permits() == 0;
+            if !give(&self.steps, Ok(step)) || arrived || is_over {
                 return Ok(());
             }
         }

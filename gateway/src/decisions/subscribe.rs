@@ -4,7 +4,7 @@
 //! Comes after `service`, which made the stream. It owns the subscription's state and waits in one place.
 
 use std::collections::VecDeque;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use sluice_kafka::fail;
 use sluice_proto::pb::subscribe_request::Message as Request;
 use sluice_proto::pb::subscribe_response::Message as Response;
 use sluice_proto::pb::{self, ErrorCode, ExpiredPosition};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -67,6 +67,9 @@ impl From<Failure> for Over {
     }
 }
 
+/// Waits for room for a reader.
+type Queued = Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send + Sync>>;
+
 struct Subscription {
     shared: Arc<Shared>,
     filter: Filter,
@@ -85,6 +88,8 @@ struct Subscription {
     counts: bool,
     arrival: Arrival,
     steps: Option<Steps>,
+    /// The place in the queue for a reader, kept from turn to turn.
+    queued: Option<Queued>,
     /// There may be more than was collected.
     more: bool,
     /// The client has closed its side.
@@ -209,6 +214,7 @@ impl Subscription {
             counts: flow == Flow::Credit,
             arrival,
             steps: None,
+            queued: None,
             more: true,
             closed: false,
             last_sent: Instant::now(),
@@ -236,6 +242,11 @@ impl Subscription {
             let reads_steps = hungry && self.steps.is_some();
             let reads_rings = hungry && self.steps.is_none() && self.more;
             let behind = reads_rings && !self.arrival.follows() && self.is_behind();
+            if !behind {
+                self.queued = None;
+            } else if self.queued.is_none() {
+                self.queued = Some(Box::pin(self.shared.catch_ups.clone().acquire_owned()));
+            }
             tokio::select! {
                 biased;
                 // Also after the client has closed its side: the credentials may still run out.
@@ -243,7 +254,8 @@ impl Subscription {
                 state = changed(&mut self.held), if self.held.is_some() => self.tell(state, outbound).await?,
                 step = next_step(&mut self.steps), if reads_steps => self.take_step(step)?,
                 () = std::future::ready(()), if reads_rings && !behind => {}
-                room = self.shared.catch_ups.clone().acquire_owned(), if behind => {
+                room = turn(&mut self.queued), if behind => {
+                    self.queued = None;
                     let room = room.map_err(|_| Over::Draining)?;
                     let (cursor, filter) = (self.cursor.clone(), self.filter.clone());
                     self.steps = Some(catch_up::begin(self.shared.clone(), cursor, filter, self.on_expired, room));
@@ -345,6 +357,10 @@ impl Subscription {
     }
 
     async fn send(&mut self, outbound: &Outbound, message: Response) -> Result<(), Over> {
+        if outbound.capacity() == 0 {
+            // A place in the queue, or the reader that it came to, would wait for a client that does not read.
+            self.queued = None;
+        }
         let sent = outbound.send(Ok(response(message))).await;
         self.last_sent = Instant::now();
         sent.map_err(|_| Over::Gone)
@@ -464,6 +480,13 @@ impl Arrival {
                 true
             }
         }
+    }
+}
+
+async fn turn(queued: &mut Option<Queued>) -> Result<OwnedSemaphorePermit, AcquireError> {
+    match queued {
+        Some(queued) => queued.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -131,6 +131,11 @@ impl Acks {
 
     /// Notes that the numbers from `first` to before `end` are being sent.
     pub fn sending(&mut self, first: u64, end: u64, now_ms: i64) {
+        // What was sent before keeps its time, and so do its neighbours.
+        let first = first.max(self.sent_end);
+        if first >= end {
+            return;
+        }
         self.sent_end = end;
         // One entry stands for all of its millisecond.
         if self.sent.back().is_none_or(|(_, sent_ms)| *sent_ms != now_ms) {
@@ -340,6 +345,19 @@ mod tests {
         acks.settle(15, 20);
         assert_eq!(acks.progress(130).since_ms, 130);
         assert!(acks.sent.is_empty());
+    }
+
+    #[test]
+    fn what_comes_again_does_not_make_its_neighbours_younger() {
+        let mut acks = Acks::new(1, false);
+        acks.sending(1, 11, 100);
+        acks.sending(11, 15, 110);
+        // Up to 14 these are repetitions.
+        acks.sending(5, 21, 120);
+        acks.settle(1, 10);
+        assert_eq!(acks.progress(130).since_ms, 110);
+        acks.settle(11, 14);
+        assert_eq!(acks.progress(130).since_ms, 120);
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub(crate) fn submit<T>(
     let event = event.ok_or_else(|| {
         Failure::new(ErrorCode::RequestInvalid, "is missing", "send the event to publish").field("event")
     })?;
+    // Before the quota, which a call that is refused does not use up.
+    let permit = shared.gate.admit(event.encoded_len()).ok_or_else(busy)?;
+    let mut sender = shared.publisher.sender();
+    if sender.is_full() {
+        return Err(busy());
+    }
     if let Err(spent) = shared.quotas.meter(caller).pay_for_one(event.encoded_len()) {
         let remedy = "wait, or publish over a session, which waits for you";
         let failure = Failure::new(ErrorCode::QuotaExceeded, "the quota is spent", remedy);
@@ -89,12 +95,10 @@ pub(crate) fn submit<T>(
         .encoders
         .encode(&event, &caller.tenant, &mut scratch)
         .map_err(super::unencodable)?;
-    let permit = shared.gate.admit(record.payload.len()).ok_or_else(busy)?;
     let (report, waiting) = oneshot::channel();
-    let sent = shared
-        .publisher
-        .sender()
-        .send(&record, &origin, permit, Recipient::Call(report), Instant::now());
+    let sent = sender.send(&record, &origin, permit, Recipient::Call(report), Instant::now());
+    // Off it goes.
+    drop(sender);
     if let Some(span) = &mut span {
         span.set("messaging.system", "kafka");
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::controller::Controller;
 use super::encode::{Encoders, SchemaIds};
+use super::lanes::Lanes;
 use super::publish::Publisher;
 use super::resume::Scanner;
 use super::route::{Routing, Table};
@@ -47,7 +48,8 @@ impl Shared {
             audit: Audit::open(Places::default(), "tests", metrics.audit_lost.clone()).expect("no audit log"),
             privacy: Privacy::default(),
             encoders: Encoders::new(ids).expect("our schemas"),
-            publisher: Publisher::new(producer, routing.clone(), metrics.clone(), "tests").expect("a producer"),
+            publisher: Publisher::new(producer, routing.clone(), Lanes::new(&[1; 4]), metrics.clone(), "tests")
+                .expect("a producer"),
             routing,
             quotas: Arc::new(Quotas::load(None, Limits::default()).expect("no file")),
             fences: fence::Fences::default(),

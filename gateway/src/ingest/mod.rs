@@ -13,6 +13,7 @@ pub mod encode;
 pub mod fence;
 #[cfg(test)]
 mod fixture;
+pub mod lanes;
 pub mod open;
 pub mod publish;
 mod pump;

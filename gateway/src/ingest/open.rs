@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sluice_proto::pb::publish_request::Message as Request;
 use sluice_proto::pb::{self, ErrorCode};
 use sluice_proto::{bounds, validate};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::ack::{Acks, Settlements};
 use super::admit::Window;
@@ -19,7 +21,7 @@ use super::sequence::{self, Sequence};
 use super::token::{Owner, Progress};
 use super::{Shared, fence};
 use crate::auth::Caller;
-use crate::status::Failure;
+use crate::status::{self, Failure};
 
 /// How long a resumed session waits for what earlier ones on this gateway have under way: most of it is settled within some
 /// milliseconds, and then it need not go again.
@@ -43,6 +45,22 @@ pub struct Opened {
     pub fenced: CancellationToken,
     /// The answer to Open.
     pub ready: pb::PublishReady,
+}
+
+/// The first request, which must be Open; `None` where there is nobody to tell what is wrong.
+pub(super) fn opening(request: Option<Result<pb::PublishRequest, Status>>) -> Result<pb::PublishOpen, Option<Failure>> {
+    match request {
+        Some(Ok(pb::PublishRequest {
+            message: Some(Request::Open(open)),
+        })) => Ok(open),
+        Some(Ok(_)) => Err(Some(Failure::new(
+            ErrorCode::SessionNotOpen,
+            "the first message is not Open",
+            "send Open with a producer_id before the first batch",
+        ))),
+        Some(Err(status)) => Err(status::unreadable_request(&status)),
+        None => Err(None),
+    }
 }
 
 /// Opens a session. Cancel-safe: when dropped, nothing is left of it.

@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use super::ack::{Fate, Settled, Settlements};
 use super::admit::Permit;
 use super::encode::Record;
-use super::pump::Stage;
+use super::lanes::Lanes;
+use super::pump::{Parcel, Stage};
 use super::route::{Routing, TopicId};
 use crate::metrics::Metrics;
 use crate::status::Failure;
@@ -58,6 +59,7 @@ pub struct Delivery {
     /// When it was sent.
     pub sent: Instant,
     topic: TopicId,
+    lane: usize,
 }
 
 /// Where an event comes from, for its record's headers.
@@ -83,6 +85,16 @@ struct Staged {
     payload: Box<[u8]>,
     headers: OwnedHeaders,
     delivery: Box<Delivery>,
+}
+
+impl Parcel for Staged {
+    fn lane(&self) -> usize {
+        self.delivery.lane
+    }
+
+    fn bytes(&self) -> usize {
+        self.key.len() + self.payload.len()
+    }
 }
 
 /// Delivery reports and errors of one producer.
@@ -120,8 +132,9 @@ impl ProducerContext for Reports {
             }
             Err((error, _)) => self.lost(&delivery, error::Producer::Undelivered(error.clone())),
         };
+        let lane = delivery.lane;
         delivery.settle(fate);
-        self.stage.reported();
+        self.stage.reported(lane);
     }
 }
 
@@ -187,6 +200,7 @@ pub struct Publisher {
     /// The value of the header that names this gateway.
     name: String,
     routing: Arc<Routing>,
+    lanes: Lanes,
     metrics: Metrics,
     current: RwLock<Arc<Generation>>,
 }
@@ -206,21 +220,24 @@ impl Drop for Sender<'_> {
 }
 
 impl Publisher {
-    /// A publisher with its first producer, which connects in the background. `instance` names this gateway in the records.
+    /// A publisher with its first producer, which connects in the background. `lanes` are those of the routing's topics, and
+    /// `instance` names this gateway in the records.
     ///
     /// # Errors
     /// [`error::Producer::Create`] where librdkafka does not accept the configuration.
     pub fn new(
         config: ClientConfig,
         routing: Arc<Routing>,
+        lanes: Lanes,
         metrics: Metrics,
         instance: &str,
     ) -> Result<Self, error::Producer> {
-        let current = RwLock::new(generation(&config, &routing, &metrics)?);
+        let current = RwLock::new(generation(&config, &routing, &lanes, &metrics)?);
         Ok(Self {
             config,
             name: format!("{}/{instance}", env!("CARGO_PKG_VERSION")),
             routing,
+            lanes,
             metrics,
             current,
         })
@@ -247,7 +264,7 @@ impl Publisher {
         if !Arc::ptr_eq(&current, &broken) {
             return current.clone();
         }
-        match generation(&self.config, &self.routing, &self.metrics) {
+        match generation(&self.config, &self.routing, &self.lanes, &self.metrics) {
             Ok(new) => {
                 tracing::error!("the kafka producer met a fatal error and is replaced");
                 self.metrics.producers_replaced.inc();
@@ -323,9 +340,10 @@ impl Generation {
 fn generation(
     config: &ClientConfig,
     routing: &Arc<Routing>,
+    lanes: &Lanes,
     metrics: &Metrics,
 ) -> Result<Arc<Generation>, error::Producer> {
-    let stage = Arc::new(Stage::new());
+    let stage = Arc::new(Stage::new(lanes.count()));
     let reports = Reports {
         stage: stage.clone(),
         routing: routing.clone(),
@@ -373,6 +391,11 @@ fn produce(producer: &ThreadedProducer<Reports>, staged: Staged) -> Result<bool,
 }
 
 impl Sender<'_> {
+    /// Whether no record would be taken now.
+    pub fn is_full(&self) -> bool {
+        self.room == 0
+    }
+
     /// Takes a record for the producer. The permit comes back with the delivery report.
     ///
     /// # Errors
@@ -402,6 +425,7 @@ impl Sender<'_> {
                 permit,
                 sent,
                 topic: record.topic,
+                lane: self.publisher.lanes.of(record.topic, record.key.as_bytes()),
             }),
         });
         Ok(())
@@ -520,7 +544,7 @@ mod tests {
     #[test]
     fn an_error_says_whether_the_event_may_be_stored() {
         let reports = Reports {
-            stage: Arc::new(Stage::new()),
+            stage: Arc::new(Stage::new(1)),
             routing: Arc::new(Routing::new(
                 &Table::default(),
                 &sluice_kafka::Topics::new(""),

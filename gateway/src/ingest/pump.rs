@@ -1,11 +1,13 @@
 //! Owns the step from the sessions' threads to the producer's queue: records wait on a [`Stage`] until a thread of its own
-//! hands all of them over in one burst. Between `publish`, which fills it, and librdkafka.
+//! hands them over in bursts, those of each partition by themselves. Between `publish`, which fills it, and librdkafka.
 //!
-//! A burst goes at once where the last one is [`LINGER_MS`] old and nothing is under way, and otherwise when both is so, or after
-//! [`PATIENCE`] at the latest. So a lone record does not wait, and under load a burst is as large as the broker is slow.
-//! librdkafka's own lingering knows neither: it delays every record, and where a partition's last request is not answered by
-//! the time that the next is due, its thread spins until it is (2.12.1, `rd_kafka_toppar_producer_serve`).
+//! Every [`LINGER_MS`] what came is sorted into lanes, one for each partition. A lane's records go once none of it is under way,
+//! or after [`PATIENCE`] at the latest, and where the broker is well no more at a time than librdkafka puts into one request. So a
+//! lone record does not wait, and under load a burst is as large as the partition's broker is slow. librdkafka's own lingering knows neither: it
+//! delays every record, and where a partition has records to send and its last request is not answered, its thread spins until
+//! it is (2.12.1, `rd_kafka_toppar_producer_serve`).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,56 +17,85 @@ use sluice_kafka::config::LINGER_MS;
 
 use crate::vital::Vital;
 
-/// How long a burst may wait for the reports of the one before. Several times what a broker takes that is well, so that bursts
-/// rarely overlap; far below a client's patience, because one slow broker among several holds up the others for as long.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// Most records on a stage. It fills only while librdkafka's queue is full.
+const LINGER: Duration = Duration::from_millis(LINGER_MS as u64);
+/// How long a lane may wait for the reports of its last burst. Far longer than a broker takes that is well, and far below a
+/// client's patience.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Most records of a burst, for each [`LINGER`] since the one before: as many as are handed over before librdkafka, which waits for
+/// a millisecond after the first, sends them.
+const BURST_RECORDS: usize = 512;
+/// Most records that wait to be handed over. They fill only while brokers are slow.
 pub(super) const STAGE_RECORDS: usize = 16_384;
+/// Most bytes of them.
+pub(super) const STAGE_BYTES: usize = 64 * 1_024 * 1_024;
 /// How long the thread rests when librdkafka's queue is full: its reports make room.
 const FULL_PAUSE: Duration = Duration::from_millis(2);
+
+/// What waits on a stage.
+pub(super) trait Parcel: Send + 'static {
+    /// The lane that it belongs to, below the stage's number of lanes.
+    fn lane(&self) -> usize;
+
+    /// The memory that it takes.
+    fn bytes(&self) -> usize;
+}
 
 /// Where records wait for their burst.
 pub(super) struct Stage<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
-    /// Records that were handed over and are not reported yet.
-    in_flight: AtomicUsize,
+    /// Records of each lane that were handed over and are not reported yet.
+    in_flight: Box<[AtomicUsize]>,
+    /// Records that the thread has in its lanes.
+    parked: AtomicUsize,
+    /// Bytes of what is not handed over yet.
+    bytes: AtomicUsize,
 }
 
 struct State<T> {
     waiting: Vec<T>,
-    /// When the first of them came.
-    since: Instant,
-    /// When the last burst went.
-    sent: Instant,
-    /// A burst is being handed over.
-    sending: bool,
+    /// When the thread last took what waited.
+    taken: Instant,
+    /// The thread has nothing to do before something comes.
+    idle: bool,
     /// Somebody waits for the stage to be empty.
     hurried: bool,
     /// No more records come.
     closed: bool,
 }
 
-impl<T: Send + 'static> Stage<T> {
-    pub(super) fn new() -> Self {
+/// Records of one partition, in their order.
+struct Lane<T> {
+    queue: VecDeque<T>,
+    /// When the last burst went.
+    sent: Instant,
+}
+
+impl<T: Parcel> Stage<T> {
+    pub(super) fn new(lanes: usize) -> Self {
         let state = State {
             waiting: Vec::new(),
-            since: Instant::now(),
-            sent: Instant::now(),
-            sending: false,
+            taken: Instant::now(),
+            idle: false,
             hurried: false,
             closed: false,
         };
         Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
-            in_flight: AtomicUsize::new(0),
+            in_flight: (0..lanes).map(|_| AtomicUsize::new(0)).collect(),
+            parked: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
         }
     }
 
     /// How many records may still be put on the stage.
     pub(super) fn room(&self) -> usize {
-        STAGE_RECORDS.saturating_sub(self.state.lock().waiting.len())
+        if self.bytes.load(Ordering::Relaxed) >= STAGE_BYTES {
+            return 0;
+        }
+        let held = self.state.lock().waiting.len() + self.parked.load(Ordering::Relaxed);
+        STAGE_RECORDS.saturating_sub(held)
     }
 
     /// Takes records, in their order. What is over [`room`](Self::room) is taken too: several threads may have asked.
@@ -72,17 +103,20 @@ impl<T: Send + 'static> Stage<T> {
         if records.is_empty() {
             return;
         }
+        let bytes = records.iter().map(T::bytes).sum();
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let mut state = self.state.lock();
-        if state.waiting.is_empty() {
-            state.since = Instant::now();
+        state.waiting.append(records);
+        if std::mem::take(&mut state.idle) {
             self.changed.notify_all();
         }
-        state.waiting.append(records);
     }
 
-    /// Counts a record that is reported.
-    pub(super) fn reported(&self) {
-        if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 && !self.state.lock().waiting.is_empty() {
+    /// Counts a record of a lane that is reported.
+    pub(super) fn reported(&self, lane: usize) {
+        // Either the thread sees here that nothing is under way, or this sees there that the thread waits for it.
+        if self.in_flight[lane].fetch_sub(1, Ordering::SeqCst) == 1 && self.parked.load(Ordering::SeqCst) > 0 {
+            drop(self.state.lock());
             self.changed.notify_all();
         }
     }
@@ -90,7 +124,7 @@ impl<T: Send + 'static> Stage<T> {
     /// Waits until every record was handed over. `false` where that took longer than until `deadline`.
     pub(super) fn clear(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
-        while state.sending || !state.waiting.is_empty() {
+        while !state.waiting.is_empty() || self.parked.load(Ordering::SeqCst) > 0 {
             state.hurried = true;
             self.changed.notify_all();
             if self.changed.wait_until(&mut state, deadline).timed_out() {
@@ -115,89 +149,152 @@ impl<T: Send + 'static> Stage<T> {
         let stage = Arc::clone(self);
         std::thread::Builder::new().name("pump".to_owned()).spawn(move || {
             let _vital = Vital::part("pump");
-            let mut burst = Vec::new();
-            while stage.next(&mut burst) {
-                for record in burst.drain(..) {
-                    stage.hand_over(record, &mut send);
+            let lane = |_: &AtomicUsize| Lane {
+                queue: VecDeque::new(),
+                sent: Instant::now(),
+            };
+            let mut lanes: Vec<Lane<T>> = stage.in_flight.iter().map(lane).collect();
+            let mut came = Vec::new();
+            while let Some(hurried) = stage.next(&lanes, &mut came) {
+                for record in came.drain(..) {
+                    lanes[record.lane()].queue.push_back(record);
+                }
+                for (number, lane) in lanes.iter_mut().enumerate() {
+                    if !lane.queue.is_empty() && (hurried || stage.may_go(number, lane, Instant::now())) {
+                        stage.hand_over(number, lane, &mut send);
+                    }
                 }
             }
         })?;
         Ok(())
     }
 
-    /// Waits for the next burst. `false` at the end.
-    fn next(&self, burst: &mut Vec<T>) -> bool {
+    /// Waits until there is something to do: takes what came, or finds a lane that may go. Says whether somebody is in a hurry;
+    /// `None` at the end.
+    fn next(&self, lanes: &[Lane<T>], came: &mut Vec<T>) -> Option<bool> {
         let mut state = self.state.lock();
-        if std::mem::take(&mut state.sending) && state.hurried {
-            self.changed.notify_all();
-        }
         loop {
-            if state.waiting.is_empty() {
-                state.hurried = false;
-                if state.closed {
-                    return false;
+            let parked = self.parked.load(Ordering::SeqCst) > 0;
+            if state.waiting.is_empty() && !parked {
+                if std::mem::take(&mut state.hurried) {
+                    self.changed.notify_all();
                 }
+                if state.closed {
+                    return None;
+                }
+                state.idle = true;
                 self.changed.wait(&mut state);
                 continue;
             }
-            let now = Instant::now();
-            let earliest = state.sent + Duration::from_millis(LINGER_MS.into());
-            let latest = state.since + PATIENCE;
-            let idle = self.in_flight.load(Ordering::Acquire) == 0;
-            if (idle && now >= earliest) || now >= latest || state.hurried || state.closed {
-                state.sent = now;
-                state.sending = true;
-                std::mem::swap(&mut state.waiting, burst);
-                return true;
+            let (now, hurried) = (Instant::now(), state.hurried || state.closed);
+            let due = state.taken + LINGER;
+            if !state.waiting.is_empty() && (hurried || now >= due) {
+                state.taken = now;
+                std::mem::swap(&mut state.waiting, came);
+                // Under the lock, so that whoever looks finds them in one place or the other.
+                self.parked.fetch_add(came.len(), Ordering::SeqCst);
+                return Some(hurried);
             }
-            let until = if now < earliest { earliest } else { latest };
-            self.changed.wait_until(&mut state, until);
+            let mut until = (!state.waiting.is_empty()).then_some(due);
+            for (number, lane) in lanes.iter().enumerate().filter(|(_, lane)| !lane.queue.is_empty()) {
+                if hurried || self.may_go(number, lane, now) {
+                    return Some(hurried);
+                }
+                let late = lane.sent + PATIENCE;
+                until = Some(until.map_or(late, |until| until.min(late)));
+            }
+            // Before that, a report may come for a lane, and a record where none waits.
+            state.idle = state.waiting.is_empty();
+            if let Some(until) = until {
+                self.changed.wait_until(&mut state, until);
+            }
         }
     }
 
-    fn hand_over(&self, mut record: T, send: &mut impl FnMut(T) -> Result<bool, T>) {
-        loop {
-            // Counted before, because the report may come before the call returns.
-            self.in_flight.fetch_add(1, Ordering::AcqRel);
-            match send(record) {
-                Ok(true) => return,
-                Ok(false) => return self.reported(),
-                Err(refused) => {
-                    self.in_flight.fetch_sub(1, Ordering::AcqRel);
-                    record = refused;
-                    std::thread::park_timeout(FULL_PAUSE);
+    fn may_go(&self, number: usize, lane: &Lane<T>, now: Instant) -> bool {
+        self.in_flight[number].load(Ordering::SeqCst) == 0 || now >= lane.sent + PATIENCE
+    }
+
+    /// Hands over a lane's next burst.
+    fn hand_over(&self, number: usize, lane: &mut Lane<T>, send: &mut impl FnMut(T) -> Result<bool, T>) {
+        // Where the last burst took long, more goes at once: a slow broker is not made slower still.
+        let lingers = lane.sent.elapsed().as_micros() / LINGER.as_micros();
+        let most = BURST_RECORDS.saturating_mul(usize::try_from(lingers).unwrap_or(usize::MAX).max(1));
+        lane.sent = Instant::now();
+        let count = lane.queue.len().min(most);
+        // Counted before, because reports may come before all are handed over.
+        self.in_flight[number].fetch_add(count, Ordering::SeqCst);
+        let mut bytes = 0;
+        for mut record in lane.queue.drain(..count) {
+            bytes += record.bytes();
+            loop {
+                match send(record) {
+                    Ok(true) => break,
+                    Ok(false) => {
+                        self.reported(number);
+                        break;
+                    }
+                    Err(refused) => {
+                        record = refused;
+                        std::thread::park_timeout(FULL_PAUSE);
+                    }
                 }
             }
         }
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.parked.fetch_sub(count, Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
 
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
+    /// A number on a lane.
+    type OnLane = (usize, u32);
+
+    impl Parcel for OnLane {
+        fn lane(&self) -> usize {
+            self.0
+        }
+
+        fn bytes(&self) -> usize {
+            1_000_000
+        }
+    }
+
     #[test]
-    fn a_lone_record_goes_at_once_and_the_next_when_it_is_reported() {
-        let stage = Arc::new(Stage::new());
+    fn a_lane_goes_at_once_and_again_when_it_is_reported_and_another_one_meanwhile() {
+        let stage = Arc::new(Stage::new(2));
         let (handed, bursts) = mpsc::channel();
-        let send = move |record: u32| handed.send(record).map(|()| true).map_err(|refused| refused.0);
+        let send = move |record: OnLane| handed.send(record).map(|()| true).map_err(|refused| refused.0);
         stage.serve(send).expect("a thread");
         let started = Instant::now();
-        stage.put(&mut vec![1]);
-        assert_eq!(bursts.recv_timeout(LIMIT), Ok(1));
-        stage.put(&mut vec![2, 3]);
-        assert_eq!(bursts.recv_timeout(LIMIT), Ok(2), "no report comes, so the time is up");
+        stage.put(&mut vec![(0, 1)]);
+        assert_eq!(bursts.recv_timeout(LIMIT), Ok((0, 1)));
+        stage.put(&mut vec![(0, 2), (0, 3), (1, 4)]);
+        assert_eq!(
+            bursts.recv_timeout(LIMIT),
+            Ok((1, 4)),
+            "nothing of its lane is under way"
+        );
+        assert_eq!(
+            bursts.recv_timeout(LIMIT),
+            Ok((0, 2)),
+            "no report comes, so the time is up"
+        );
         assert!(started.elapsed() >= PATIENCE);
-        assert_eq!(bursts.recv_timeout(LIMIT), Ok(3));
+        assert_eq!(bursts.recv_timeout(LIMIT), Ok((0, 3)));
+        stage.put(&mut vec![(0, 5)]);
         for _ in 0..3 {
-            stage.reported();
+            stage.reported(0);
         }
-        stage.put(&mut vec![4]);
-        assert_eq!(bursts.recv_timeout(LIMIT), Ok(4));
+        assert_eq!(bursts.recv_timeout(LIMIT), Ok((0, 5)));
         assert!(stage.clear(Instant::now() + LIMIT));
         stage.close();
         assert!(
@@ -208,25 +305,52 @@ mod tests {
 
     #[test]
     fn a_full_queue_loses_nothing_and_changes_no_order() {
-        let stage = Arc::new(Stage::new());
+        let stage = Arc::new(Stage::new(1));
         let (handed, taken) = mpsc::channel();
         let mut refusals = 0;
         stage
-            .serve(move |record: u32| {
+            .serve(move |record: OnLane| {
                 refusals += 1;
                 if refusals % 3 == 0 {
                     return Err(record);
                 }
-                handed.send(record).map(|()| false).map_err(|refused| refused.0)
+                handed.send(record.1).map(|()| false).map_err(|_| record)
             })
             .expect("a thread");
         for first in [0, 10, 20] {
-            stage.put(&mut (first..first + 10).collect());
+            stage.put(&mut (first..first + 10).map(|number| (0, number)).collect());
         }
         assert!(stage.clear(Instant::now() + LIMIT));
         assert_eq!(stage.room(), STAGE_RECORDS);
         stage.close();
         assert!(taken.iter().eq(0..30));
-        assert_eq!(stage.in_flight.load(Ordering::Acquire), 0);
+        assert_eq!(stage.in_flight[0].load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_bytes_wherever_it_is() {
+        let stage = Arc::new(Stage::new(1));
+        let (refused, tried) = mpsc::channel();
+        let full = Arc::new(AtomicBool::new(true));
+        let is_full = full.clone();
+        let send = move |record: OnLane| {
+            if !is_full.load(Ordering::SeqCst) {
+                return Ok(false);
+            }
+            refused.send(()).expect("the test listens");
+            Err(record)
+        };
+        stage.serve(send).expect("a thread");
+        stage.put(&mut vec![(0, 0)]);
+        tried.recv_timeout(LIMIT).expect("the thread has it");
+        let most = u32::try_from(STAGE_BYTES / 1_000_000).expect("a few");
+        stage.put(&mut (0..most).map(|number| (0, number)).collect());
+        assert_eq!(stage.room(), 0);
+        tried.recv_timeout(LIMIT).expect("it tries again");
+        assert_eq!(stage.room(), 0);
+        full.store(false, Ordering::SeqCst);
+        assert!(stage.clear(Instant::now() + LIMIT));
+        assert_eq!(stage.room(), STAGE_RECORDS);
+        stage.close();
     }
 }

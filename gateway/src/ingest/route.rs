@@ -215,6 +215,11 @@ pub struct TopicId(usize);
 impl TopicId {
     /// The topic of payments.
     pub const PAYMENTS: Self = Self(0);
+
+    /// Its place in [`Routing::names`].
+    pub(super) const fn index(self) -> usize {
+        self.0
+    }
 }
 
 /// A topic that events go to.
@@ -394,7 +399,7 @@ impl Routing {
     /// Takes in the versions of every custom type's schema that are not known yet. Blocks.
     ///
     /// # Errors
-    /// The first [`Error::Registry`], [`Error::Schema`] or [`Error::NoSchema`]; the other types are learnt all the same.
+    /// The first [`Error::Registry`] or [`Error::NoSchema`]; the other types are learnt all the same.
     pub fn learn(&self, registry: &Registry) -> Result<(), Error> {
         let mut learnt = Ok(());
         for custom in self.custom.values() {
@@ -420,6 +425,17 @@ impl Custom {
         Ok(())
     }
 
+    /// What cannot be known is passed over: records of that version are refused, those of the versions beside it are not.
+    fn know_all(&self, versions: &[Version]) {
+        for version in versions {
+            if let Err(error) = self.know(version) {
+                tracing::error!(%error, "a version of a schema is passed over");
+                let mut known = self.known.write();
+                known.newest = known.newest.max(version.version);
+            }
+        }
+    }
+
     fn learn(&self, registry: &Registry) -> Result<(), Error> {
         let newest = self.known.read().newest;
         let versions = registry.versions_after(&self.subject, newest);
@@ -427,9 +443,7 @@ impl Custom {
             subject: self.subject.clone(),
             cause,
         })?;
-        for version in &versions {
-            self.know(version)?;
-        }
+        self.know_all(&versions);
         if self.known.read().shapes.is_empty() {
             return Err(Error::NoSchema(self.subject.clone()));
         }

@@ -113,6 +113,23 @@ fn a_custom_record_is_checked_against_the_schema_that_it_names() {
 }
 
 #[test]
+fn a_version_that_cannot_be_checked_against_hides_no_other() {
+    let routing = routing(TABLE);
+    let record = r#"{"type": "record", "name": "C", "fields": [{"name": "note", "type": "string"}]}"#;
+    let versions = [(7, record), (8, "\"string\""), (9, record)].map(|(id, schema)| Version {
+        id,
+        version: id - 6,
+        schema: schema.to_owned(),
+    });
+    let custom_type = routing.custom.get("chargeback").expect("it is in the table");
+    custom_type.know_all(&versions);
+    assert_eq!(custom_type.known.read().newest, 3);
+    assert!(routing.check(&custom("chargeback", b"\0\0\0\0\x07\x02a")).is_ok());
+    assert!(routing.check(&custom("chargeback", b"\0\0\0\0\x08\x02a")).is_err());
+    assert!(routing.check(&custom("chargeback", b"\0\0\0\0\x09\x02a")).is_ok());
+}
+
+#[test]
 fn senseless_tables_are_refused() {
     for text in [
         "topics = [\"decisions\"]",

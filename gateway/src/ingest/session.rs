@@ -32,6 +32,7 @@ use super::sequence::Sequence;
 use super::token::Owner;
 use super::{Shared, decode, fence};
 use crate::auth::Caller;
+use crate::guard::Standing;
 use crate::metrics::Counted;
 use crate::quota::{Due, LONGEST_HOLD, Meter};
 use crate::status::{self, Failure};
@@ -91,6 +92,7 @@ enum Withheld {
 struct Session {
     shared: Arc<Shared>,
     caller: Caller,
+    standing: Standing,
     meter: Meter,
     traceparent: Option<String>,
     producer_id: String,
@@ -121,7 +123,7 @@ struct Session {
 /// Serves one stream to its end.
 pub async fn run<S>(
     shared: Arc<Shared>,
-    caller: Caller,
+    standing: Standing,
     traceparent: Option<String>,
     mut inbound: S,
     outbound: Outbound,
@@ -129,11 +131,12 @@ pub async fn run<S>(
     S: Stream<Item = Result<pb::PublishRequest, Status>> + Unpin,
 {
     let _open = Counted::new(&shared.metrics.sessions);
+    let caller = standing.caller();
     let first = tokio::select! {
         biased;
         () = outbound.closed() => return,
         () = shared.draining.cancelled() => Err(Some(super::draining())),
-        request = inbound.next() => opening(request),
+        request = inbound.next() => open::opening(request),
     };
     let opened = match first {
         Ok(open) => tokio::select! {
@@ -146,7 +149,7 @@ pub async fn run<S>(
     let failure = match opened {
         Ok(opened) => {
             let fenced = opened.fenced.clone();
-            let mut session = Session::new(shared, caller, traceparent, opened);
+            let mut session = Session::new(shared, standing, traceparent, opened);
             match session.drive(&mut inbound, &outbound, &fenced).await {
                 Ok(failure) => failure,
                 Err(Gone) => return,
@@ -162,22 +165,6 @@ pub async fn run<S>(
     }
 }
 
-/// The first request, which must be Open; `None` where there is nobody to tell what is wrong.
-fn opening(request: Option<Result<pb::PublishRequest, Status>>) -> Result<pb::PublishOpen, Option<Failure>> {
-    match request {
-        Some(Ok(pb::PublishRequest {
-            message: Some(Request::Open(open)),
-        })) => Ok(open),
-        Some(Ok(_)) => Err(Some(Failure::new(
-            ErrorCode::SessionNotOpen,
-            "the first message is not Open",
-            "send Open with a producer_id before the first batch",
-        ))),
-        Some(Err(status)) => Err(status::unreadable_request(&status)),
-        None => Err(None),
-    }
-}
-
 /// The next request. From a client that has said everything there is none, but its credentials may still run out.
 async fn next<S>(inbound: &mut S, closed: bool) -> Option<Result<pb::PublishRequest, Status>>
 where
@@ -190,13 +177,15 @@ where
 }
 
 impl Session {
-    fn new(shared: Arc<Shared>, caller: Caller, traceparent: Option<String>, opened: Opened) -> Self {
+    fn new(shared: Arc<Shared>, standing: Standing, traceparent: Option<String>, opened: Opened) -> Self {
+        let caller = standing.caller();
         let spread = 1.0 + AGE_JITTER * (2.0 * fastrand::f64() - 1.0);
         Self {
             drain_at: Instant::now() + shared.max_session_age.mul_f64(spread),
             meter: shared.quotas.meter(&caller),
             shared,
             caller,
+            standing,
             traceparent,
             epoch_text: opened.epoch.to_string(),
             producer_id: opened.producer_id,
@@ -310,6 +299,12 @@ impl Session {
 
     /// Does everything that can be done without waiting.
     fn work(&mut self, now: Instant) {
+        // While a batch waits the stream is not read, and nobody else looks after the credentials.
+        if self.batch.is_some()
+            && let Some(failure) = self.standing.lapsed()
+        {
+            self.fail(Some(failure), SETTLE_TIMEOUT);
+        }
         if self.flush_at.is_some_and(|due| due <= now) && self.outbox.is_empty() {
             self.collect();
         }
@@ -443,13 +438,17 @@ impl Session {
         }
         let shared = self.shared.clone();
         let mut sender = shared.publisher.sender();
+        if sender.is_full() {
+            // Nothing is decoded in vain while Kafka is slow.
+            self.batch = Some(batch);
+            self.hold = Some((now + FULL_QUEUE_PAUSE, Withheld::Credit));
+            return;
+        }
         let now_us = (shared.clock)();
-        let mut span = shared.tracer.start(
-            "publish",
-            SpanKind::Producer,
-            self.traceparent.as_deref(),
-            SystemTime::now(),
-        );
+        let mut span = self.traceparent.as_deref().and_then(|parent| {
+            let now = SystemTime::now();
+            shared.tracer.start("publish", SpanKind::Producer, Some(parent), now)
+        });
         let own = span.as_ref().map(|span| span.traceparent());
         let from = batch.next;
         let numbers = batch.first + from as u64..batch.first + batch.events.len() as u64;

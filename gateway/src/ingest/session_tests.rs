@@ -29,7 +29,7 @@ fn asked() -> pb::PublishOpen {
 async fn opened(shared: &Arc<Shared>) -> Session {
     let caller = Caller::of(TENANT);
     let opened = open::open(shared, &caller, asked()).await.expect("the session opens");
-    Session::new(shared.clone(), caller, None, opened)
+    Session::new(shared.clone(), Standing::new(caller), None, opened)
 }
 
 fn batch(first_sequence: u64) -> Request {
@@ -65,7 +65,8 @@ fn run_on(shared: &Arc<Shared>, said: Vec<Option<Result<Request, Status>>>) -> R
         Poll::Ready(next.map(|next| next.map(request)))
     });
     let (outbound, responses) = mpsc::channel(RESPONSES);
-    tokio::spawn(run(shared.clone(), Caller::of(TENANT), None, inbound, outbound));
+    let standing = Standing::new(Caller::of(TENANT));
+    tokio::spawn(run(shared.clone(), standing, None, inbound, outbound));
     responses
 }
 
@@ -98,6 +99,31 @@ async fn accepted(shared: &Shared) {
 /// A newer session comes, and goes.
 fn take_over(shared: &Shared) {
     drop(shared.fences.claim(&TENANT.into(), "p", 2).expect("a newer epoch"));
+}
+
+#[tokio::test]
+async fn a_batch_that_waits_is_given_up_with_its_credentials() {
+    let shared = Arc::new(Shared::of_tests());
+    let mut session = opened(&shared).await;
+    let Request::Batch(waiting) = batch(1) else {
+        unreachable!("a batch was made");
+    };
+    session.batch = Some(Batch {
+        first: 1,
+        events: waiting.events,
+        duplicates: Vec::new(),
+        next: 0,
+        due: Due::of(1, 1),
+    });
+    session.hold = Some((Instant::now() + LIMIT, Withheld::Quota));
+    session.work(Instant::now());
+    assert!(session.batch.is_some() && session.end.is_none());
+    session.standing.caller().revoked.cancel();
+    session.work(Instant::now());
+    assert!(session.batch.is_none(), "nothing of it is stored any more");
+    let ended = session.failure().map(|failure| failure.code());
+    assert_eq!(ended, Some(ErrorCode::Unauthenticated));
+    assert_eq!(shared.metrics.accepted.get(), 0);
 }
 
 #[tokio::test]
