@@ -12,10 +12,11 @@ use crate::options::Detach;
 use crate::postgres;
 
 /// Locks in the order in which lanes and the saga take them, so that nobody waits for each other: the partition's owner, the
-/// saga's, and then the table. Lanes wait meanwhile; one that waits for ten seconds takes over again.
+/// saga's, and then the table. Lanes wait meanwhile; one that waits for eight seconds takes over again.
 const BOUNDS: &str = "SET LOCAL lock_timeout = '10s'";
 const LOCK_OWNER: &str = "SELECT watermark FROM part_owner WHERE part = $1 FOR UPDATE";
-const LOCK_SAGA: &str = "SELECT notified FROM saga_owner WHERE part = $1 FOR UPDATE";
+/// With a new epoch, so that what the runner has read before and stores after this is refused: it begins again.
+const LOCK_SAGA: &str = "UPDATE saga_owner SET epoch = epoch + 1 WHERE part = $1 RETURNING notified";
 const YOUNGEST: &str = "SELECT least( \
      (SELECT min(off) FROM ledger WHERE part = $1 AND prepared_at >= to_timestamp($2)), \
      (SELECT min(off) FROM saga WHERE part = $1 \

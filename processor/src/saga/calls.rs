@@ -24,23 +24,26 @@ pub(crate) const MOST: Allowance = Allowance {
 pub(crate) struct Job {
     pub(crate) operation: Operation,
     pub(crate) order: Order,
+    /// The rail rejects whatever it is asked together with this.
+    pub(crate) alone: bool,
 }
 
 /// What came of a job; `None` where it was not asked.
 pub(crate) type Answered = Option<Result<Standing, Trouble>>;
 
-/// Asks as much as may be asked now, in the order of the jobs. Gives an answer for each job, in their order. `since` is
-/// when the breaker's time began.
+/// Asks as much as may be asked now, in the order of the jobs, about so many payments in a call at most. Gives an answer for
+/// each job, in their order. `since` is when the breaker's time began.
 pub(crate) fn ask(
     rail: &dyn Rail,
     breaker: &mut Breaker,
     since: Instant,
     metrics: &Metrics,
+    call_payments: usize,
     jobs: &[Job],
 ) -> Vec<Answered> {
     let mut answers: Vec<Answered> = vec![None; jobs.len()];
     let allowed = breaker.allow(since.elapsed(), MOST);
-    let calls = plan(jobs, allowed);
+    let calls = plan(jobs, allowed, call_payments);
     for call in &calls {
         breaker.took(call.len());
     }
@@ -77,18 +80,28 @@ pub(crate) fn ask(
     answers
 }
 
-/// Which jobs go into each call: of one operation each, as evenly as the allowance says.
-fn plan(jobs: &[Job], allowed: Allowance) -> Vec<Vec<usize>> {
+/// Which jobs go into each call: of one operation each, as evenly as the allowance says. One call is left for what has to be
+/// asked alone, or the only one where nothing else is to be asked.
+fn plan(jobs: &[Job], allowed: Allowance, call_payments: usize) -> Vec<Vec<usize>> {
     if allowed.calls == 0 || allowed.payments == 0 {
         return Vec::new();
     }
-    let size = (allowed.payments / allowed.calls).clamp(1, CALL_PAYMENTS);
+    let size = (allowed.payments / allowed.calls).clamp(1, call_payments);
     let (mut calls, mut left): (Vec<Vec<usize>>, usize) = (Vec::new(), allowed.payments);
-    for (number, job) in jobs.iter().enumerate() {
+    if let Some(alone) = jobs.iter().position(|job| job.alone)
+        && (allowed.calls > 1 || jobs.iter().all(|job| job.alone))
+    {
+        calls.push(vec![alone]);
+        left -= 1;
+    }
+    for (number, job) in jobs.iter().enumerate().filter(|(_, job)| !job.alone) {
         if left == 0 {
             break;
         }
-        let fits = |call: &Vec<usize>| jobs[call[0]].operation == job.operation && call.len() < size;
+        let fits = |call: &Vec<usize>| {
+            let first = &jobs[call[0]];
+            !first.alone && first.operation == job.operation && call.len() < size
+        };
         match calls.iter().position(fits) {
             Some(call) => calls[call].push(number),
             None if calls.len() < allowed.calls => calls.push(vec![number]),
@@ -126,7 +139,14 @@ mod tests {
             let mut breaker = Breaker::new(Duration::from_secs(60));
             let refund = jobs(&[Operation::Refund]);
             for _call in 0..20 {
-                ask(&Says(answer), &mut breaker, Instant::now(), &metrics, &refund);
+                ask(
+                    &Says(answer),
+                    &mut breaker,
+                    Instant::now(),
+                    &metrics,
+                    CALL_PAYMENTS,
+                    &refund,
+                );
             }
             assert_eq!(breaker.mode(), mode, "{answer:?}");
         }
@@ -141,6 +161,7 @@ mod tests {
                 amount: "1.00".to_owned(),
                 currency: "EUR".to_owned(),
             },
+            alone: false,
         };
         operations.iter().map(job).collect()
     }
@@ -149,14 +170,26 @@ mod tests {
     fn a_call_is_of_one_operation_and_no_larger_than_allowed() {
         use Operation::{Capture, Query};
         let few = jobs(&[Query, Capture, Query, Capture]);
-        assert_eq!(plan(&few, MOST), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(plan(&few, MOST, CALL_PAYMENTS), [vec![0, 2], vec![1, 3]]);
+        assert_eq!(plan(&few, MOST, 1), [[0], [1], [2], [3]]);
         let many = jobs(&[Capture; 1_000]);
-        let sizes: Vec<usize> = plan(&many, MOST).iter().map(Vec::len).collect();
+        let sizes: Vec<usize> = plan(&many, MOST, CALL_PAYMENTS).iter().map(Vec::len).collect();
         assert_eq!(sizes, [CALL_PAYMENTS; CALLS]);
         let probes = Allowance { calls: 3, payments: 3 };
-        assert_eq!(plan(&many, probes), [[0], [1], [2]]);
+        assert_eq!(plan(&many, probes, CALL_PAYMENTS), [[0], [1], [2]]);
         let ramp = Allowance { calls: 4, payments: 10 };
-        assert_eq!(plan(&many, ramp).iter().map(Vec::len).sum::<usize>(), 8, "two each");
-        assert!(plan(&many, Allowance { calls: 0, payments: 0 }).is_empty());
+        let ramp = plan(&many, ramp, CALL_PAYMENTS);
+        assert_eq!(ramp.iter().map(Vec::len).sum::<usize>(), 8, "two each");
+        assert!(plan(&many, Allowance { calls: 0, payments: 0 }, CALL_PAYMENTS).is_empty());
+    }
+
+    #[test]
+    fn what_the_rail_rejects_shares_no_call_and_takes_one_at_most() {
+        let mut few = jobs(&[Operation::Capture; 4]);
+        (few[0].alone, few[2].alone) = (true, true);
+        assert_eq!(plan(&few, MOST, CALL_PAYMENTS), [vec![0], vec![1, 3]]);
+        let one = Allowance { calls: 1, payments: 9 };
+        assert_eq!(plan(&few, one, CALL_PAYMENTS), [[1, 3]]);
+        assert_eq!(plan(&few[..1], one, CALL_PAYMENTS), [[0]]);
     }
 }

@@ -5,8 +5,11 @@
 //! its key and the rail keeps keys apart; and it is never released while it may be captured, because a release is the rail's
 //! own word that it will never capture.
 
-/// Attempts at a capture before it is given up and released. Waits grow meanwhile, so that this is half a minute or more.
+/// Times that the rail leaves a capture undone, or puts it off, before it is given up and released. Waits grow meanwhile, so that
+/// this is a quarter of a minute or more.
 pub(crate) const MAX_CAPTURE_ATTEMPTS: u16 = 8;
+/// So many of them are counted at most where nobody knows whether the rail was there.
+const MAX_UNKNOWN_ATTEMPTS: u16 = MAX_CAPTURE_ATTEMPTS / 2;
 /// From so many attempts on a payment counts as stuck. What releases or refunds has no other way out than to go on, at the
 /// longest wait.
 pub(crate) const STUCK_ATTEMPTS: u16 = 16;
@@ -14,7 +17,7 @@ pub(crate) const STUCK_ATTEMPTS: u16 = 16;
 /// Where a payment's money is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
-    /// It waits for a verdict or its deadline. The rail has never heard of it.
+    /// It waits for a verdict or its deadline.
     Held,
     /// To be captured.
     Capturing,
@@ -169,8 +172,13 @@ impl Payment {
     pub(crate) fn hear(&mut self, word: Word) -> bool {
         match (self.stage, word) {
             (Stage::Held, Word::Approve) => self.enter(Stage::Capturing),
-            // Nothing was ever asked of the rail, so that there is nothing to take back there.
-            (Stage::Held, Word::Decline | Word::Cancel) => self.enter(Stage::Released),
+            // Also where nothing was ever asked of the rail: Postgres may lose that a hold has ended, and then another word, or the
+            // deadline, would end it the other way. The rail does not forget.
+            (Stage::Held, Word::Decline) => self.enter(Stage::Releasing),
+            (Stage::Held, Word::Cancel) => {
+                self.enter(Stage::Releasing);
+                self.cancelled = true;
+            }
             (Stage::Capturing, Word::Cancel) => {
                 let doubt = self.doubt;
                 self.enter(Stage::Releasing);
@@ -222,7 +230,10 @@ impl Payment {
             Trouble::Transient | Trouble::Rejected | Trouble::Retriable => self.count(),
             Trouble::Unknown => {
                 self.doubt = true;
-                self.count();
+                // Nor does an outage that looks like this.
+                if self.stage != Stage::Capturing || self.attempts < MAX_UNKNOWN_ATTEMPTS {
+                    self.count();
+                }
             }
         }
         self.give_up();

@@ -13,6 +13,7 @@
 pub(crate) mod backoff;
 pub(crate) mod breaker;
 pub(crate) mod calls;
+pub(crate) mod fresh;
 pub(crate) mod heed;
 pub(crate) mod machine;
 pub(crate) mod notify;

@@ -13,8 +13,8 @@ use rdkafka::{Message, Offset, TopicPartitionList};
 use sluice_kafka::config::Isolation;
 use sluice_kafka::registry::Registry;
 use sluice_kafka::{context, error};
-use sluice_proto::avro;
-use sluice_proto::settlement::Verdict;
+use sluice_proto::settlement::{MAX_ACTOR_BYTES, MAX_REASON_BYTES, Verdict};
+use sluice_proto::{avro, validate};
 
 use crate::decode::{Failure, Versions};
 
@@ -91,8 +91,12 @@ impl Verdicts {
                         continue;
                     };
                     let verdict = match self.versions.read(&message) {
-                        Ok(verdict) if has_nul(&verdict) => {
-                            tracing::error!(partition = part, offset = off, "a verdict has a NUL character");
+                        Ok(verdict) if !is_acceptable(&verdict) => {
+                            tracing::error!(
+                                partition = part,
+                                offset = off,
+                                "a verdict has a field that no gateway writes"
+                            );
                             None
                         }
                         Ok(verdict) => Some(verdict),
@@ -159,10 +163,16 @@ impl Verdicts {
     }
 }
 
-/// Whether a text has the one character that Postgres has no room for. Whoever may write to Kafka may write it.
-fn has_nul(verdict: &Verdict) -> bool {
-    let texts = [&verdict.tenant, &verdict.actor, &verdict.reason];
-    texts.into_iter().any(|text| text.contains('\0'))
+/// Whether the fields are within what gateways let through, and fit Postgres, which has no room for a NUL character. Whoever may
+/// write to Kafka may write anything.
+fn is_acceptable(verdict: &Verdict) -> bool {
+    let Verdict {
+        tenant, actor, reason, ..
+    } = verdict;
+    validate::tenant(tenant).is_ok()
+        && (1..=MAX_ACTOR_BYTES).contains(&actor.len())
+        && reason.len() <= MAX_REASON_BYTES
+        && ![actor, reason].into_iter().any(|text| text.contains('\0'))
 }
 
 /// Whether a position is not among what is kept.

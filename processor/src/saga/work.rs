@@ -4,7 +4,7 @@
 //! Run again and again by [`super::runner`]. Nothing is asked of the rail that does not follow from what is stored, and
 //! nothing is told before it is stored. So whatever a runner was doing when it died, the next one finds the reason for it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,12 @@ use sluice_proto::settlement::Kind;
 use super::backoff;
 use super::breaker::Breaker;
 use super::calls::{self, Answered, Job, MOST};
+use super::fresh::{Fate, Fresh};
 use super::machine::{Next, Operation, Payment, STUCK_ATTEMPTS, Stage, Standing, Trouble, Word};
 use super::notify::{self, Notifier};
 use super::rail::{HttpRail, Order};
 use super::runner::Options;
-use super::store::{self, Decided, Open, Position, Round, Step, Store, Subject};
+use super::store::{self, Open, Position, Round, Step, Store, Subject};
 use super::verdicts::{self, Verdicts};
 use crate::lane::Settings;
 
@@ -57,7 +58,7 @@ pub(super) struct Part {
     /// Rows below are committed.
     pub(super) watermark: i64,
     /// An earlier runner may have asked for so many of the next payments: their standing is asked for first.
-    suspect: usize,
+    pub(super) suspect: usize,
 }
 
 impl Part {
@@ -69,8 +70,10 @@ impl Part {
 
     /// The position with the clock as it is now.
     fn stamp(&mut self) -> Position {
-        let now_ms = self.now_ms();
-        (self.position.clock_ms, self.read_at) = (now_ms, Instant::now());
+        let passed = u64::try_from(self.read_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.position.clock_ms = self.now_ms();
+        // What is left of a millisecond counts the next time.
+        self.read_at += Duration::from_millis(passed);
         self.position
     }
 }
@@ -78,7 +81,7 @@ impl Part {
 /// A runner's connections, and what it has in hand.
 pub(crate) struct Session<'r> {
     pub(super) settings: &'r Settings,
-    options: &'r Options,
+    pub(super) options: &'r Options,
     breaker: &'r mut Breaker,
     /// When the breaker's time began.
     since: Instant,
@@ -88,26 +91,11 @@ pub(crate) struct Session<'r> {
     notifier: Notifier,
     pub(super) parts: BTreeMap<i32, Part>,
     /// New payments wait until then, because calls about them failed.
-    calm: (u16, Option<Instant>),
-}
-
-/// Newly decided payments of one partition.
-struct Fresh {
-    part: i32,
-    /// In order.
-    rows: Vec<(Subject, Fate)>,
-    /// The end of what was read.
-    end: i64,
-}
-
-/// What becomes of a newly decided payment.
-enum Fate {
-    /// Nothing is to be done, and no row is needed.
-    Trivial,
-    /// It has a row of its own.
-    Row(Payment, i64),
-    /// The rail is to be asked.
-    Ask,
+    pub(super) calm: (u16, Option<Instant>),
+    /// Most payments of a call: fewer after the rail rejected one, to find out which payment it does not take.
+    pub(super) call_payments: usize,
+    /// Payments with rows of their own in calls that it rejected, by partition and offset.
+    pub(super) alone: HashSet<(i32, i64)>,
 }
 
 impl<'r> Session<'r> {
@@ -131,6 +119,8 @@ impl<'r> Session<'r> {
             notifier: Notifier::new(&options.kafka, &settings.topics.settlements, options.settlement_schema)?,
             parts: BTreeMap::new(),
             calm: (0, None),
+            call_payments: calls::CALL_PAYMENTS,
+            alone: HashSet::new(),
             settings,
             options,
             breaker,
@@ -271,93 +261,18 @@ impl<'r> Session<'r> {
         });
     }
 
-    /// Committed payments that nothing was done about yet, as many as may be asked about.
-    fn newly_decided(&mut self, most: usize) -> Result<Vec<Fresh>, Error> {
-        let mut fresh = Vec::new();
-        let waiting: Vec<i32> = self
-            .parts
-            .iter()
-            .filter(|(_, part)| part.position.settled < part.watermark)
-            .map(|(part, _)| *part)
-            .collect();
-        if waiting.is_empty() {
-            return Ok(fresh);
-        }
-        // What is suspected is asked for twice: how it stands, and then to be captured.
-        let suspected = self.parts.values().any(|part| part.suspect > 0);
-        let most = if suspected { most / 2 } else { most };
-        let share = (most / waiting.len()).max(1);
-        for number in waiting {
-            let Some(part) = self.parts.get(&number) else { continue };
-            let (settled, watermark, now_ms) = (part.position.settled, part.watermark, part.now_ms());
-            let rows = self.store.decided(number, settled, watermark, share)?;
-            let end = match rows.last() {
-                Some(last) if rows.len() == share => last.subject.off + 1,
-                _ => watermark,
-            };
-            let subjects: Vec<&Subject> = rows.iter().map(|row| &row.subject).collect();
-            let said = self.said(&subjects)?;
-            let fated = |row: Decided| {
-                let key = (row.subject.part, row.subject.tenant.clone(), row.subject.event_id);
-                let fate = self.fate(&row.outcome, said.get(&key), now_ms);
-                (row.subject, fate)
-            };
-            fresh.push(Fresh {
-                part: number,
-                rows: rows.into_iter().map(fated).collect(),
-                end,
-            });
-        }
-        Ok(fresh)
-    }
-
-    /// What was said of each payment before it got here: the verdict, if any, and whether it is cancelled.
-    fn said(&mut self, subjects: &[&Subject]) -> Result<HashMap<store::Key, (Option<Word>, bool)>, Error> {
-        let mut known: HashMap<store::Key, (Option<Word>, bool)> = HashMap::new();
-        if subjects.is_empty() {
-            return Ok(known);
-        }
-        for (key, step, outcome) in self.store.said(subjects)? {
-            let said = known.entry(key).or_default();
-            match (step.as_str(), outcome.as_str()) {
-                ("CANCEL", _) => said.1 = true,
-                (_, "APPROVE") => said.0 = Some(Word::Approve),
-                _ => said.0 = Some(Word::Decline),
-            }
-        }
-        Ok(known)
-    }
-
-    fn fate(&self, outcome: &str, said: Option<&(Option<Word>, bool)>, now_ms: i64) -> Fate {
-        let (word, cancelled) = said.copied().unwrap_or_default();
-        match (outcome, word) {
-            ("DECLINE", _) => Fate::Trivial,
-            // An earlier runner that had not heard of it may still be capturing, so that the rail has to confirm.
-            _ if cancelled => {
-                let mut payment = Payment::at(Stage::Releasing);
-                payment.cancelled = true;
-                Fate::Row(payment.in_doubt(), now_ms)
-            }
-            ("APPROVE", _) => Fate::Ask,
-            (_, Some(Word::Approve)) => Fate::Row(Payment::at(Stage::Capturing), now_ms),
-            (_, Some(_)) => Fate::Row(Payment::at(Stage::Released), now_ms),
-            (_, None) if !fail::safeguard("saga-hold") => Fate::Trivial,
-            (_, None) => {
-                let deadline_ms = i64::try_from(self.options.review_deadline.as_millis()).unwrap_or(i64::MAX);
-                Fate::Row(Payment::at(Stage::Held), now_ms.saturating_add(deadline_ms))
-            }
-        }
-    }
-
     /// Asks the rail, and puts into the round what came of it.
     fn ask(&mut self, due: Vec<Open>, fresh: Vec<Fresh>, round: &mut Round) {
-        let mut jobs: Vec<Job> = due.iter().filter_map(|row| job(&row.subject, &row.payment)).collect();
+        let mut jobs: Vec<Job> = due
+            .iter()
+            .filter_map(|row| self.job(&row.subject, &row.payment))
+            .collect();
         let known = jobs.len();
         for Fresh { part, rows, .. } in &fresh {
             let mut payment = Payment::at(Stage::Capturing);
             payment.doubt = self.parts.get(part).is_some_and(|part| part.suspect > 0);
             let asks = rows.iter().filter(|(_, fate)| matches!(fate, Fate::Ask));
-            jobs.extend(asks.filter_map(|(subject, _)| job(subject, &payment)));
+            jobs.extend(asks.filter_map(|(subject, _)| self.job(subject, &payment)));
         }
         let mut answers = self.calls(&jobs);
         // What a suspected call did not do is done now.
@@ -391,19 +306,47 @@ impl<'r> Session<'r> {
     }
 
     fn calls(&mut self, jobs: &[Job]) -> Vec<Answered> {
-        calls::ask(&self.rail, self.breaker, self.since, &self.settings.metrics, jobs)
+        let metrics = &self.settings.metrics;
+        calls::ask(&self.rail, self.breaker, self.since, metrics, self.call_payments, jobs)
+    }
+
+    /// What is to be asked about a payment.
+    fn job(&self, subject: &Subject, payment: &Payment) -> Option<Job> {
+        let Next::Call(operation) = payment.next() else {
+            return None;
+        };
+        let mut key = format!("{}/{}", subject.tenant, subject.event_id);
+        if !fail::safeguard("idempotency-key") {
+            // Another key with each call: the rail cannot know what it has done.
+            key.push_str(&format!("/{}", fastrand::u64(..)));
+        }
+        let order = Order {
+            key,
+            account: subject.account_id.clone(),
+            amount: subject.amount.to_string(),
+            currency: subject.currency.clone(),
+        };
+        Some(Job {
+            operation,
+            order,
+            alone: self.alone.contains(&(subject.part, subject.off)),
+        })
     }
 
     /// What an answer makes of a row. Says whether anything has changed.
-    fn apply(&self, row: &mut Open, operation: Operation, answer: Answered) -> bool {
+    pub(super) fn apply(&mut self, row: &mut Open, operation: Operation, answer: Answered) -> bool {
         let before = row.payment;
         let trouble = match answer {
             None => return false,
             Some(Ok(standing)) => {
+                self.alone.remove(&(row.subject.part, row.subject.off));
                 row.payment.answered(operation, standing);
                 Trouble::Retriable
             }
             Some(Err(trouble)) => {
+                if trouble == Trouble::Rejected {
+                    self.alone.insert((row.subject.part, row.subject.off));
+                }
                 row.payment.failed(trouble);
                 trouble
             }
@@ -417,77 +360,6 @@ impl<'r> Session<'r> {
         let now_ms = self.parts.get(&row.subject.part).map_or(0, Part::now_ms);
         row.due_ms = now_ms.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
         true
-    }
-
-    /// Moves each partition's position over what is settled: up to the first payment that the rail was not asked about, or
-    /// that it did nothing about. What is behind it is asked again, which the rail recognises.
-    fn settle_fresh(
-        &mut self,
-        fresh: Vec<Fresh>,
-        mut answered: impl Iterator<Item = (Operation, Answered)>,
-        round: &mut Round,
-    ) {
-        let (any, mut troubled) = (!fresh.is_empty(), None);
-        for Fresh {
-            part: number,
-            rows,
-            end,
-        } in fresh
-        {
-            let Some(part) = self.parts.get(&number) else { continue };
-            let (epoch, now_ms) = (part.position.epoch, part.now_ms());
-            let (mut passed, mut stopped_at) = (0, None);
-            for (subject, fate) in rows {
-                let off = subject.off;
-                let row = |payment, due_ms| Open {
-                    subject,
-                    payment,
-                    due_ms,
-                    epoch,
-                };
-                let open = match fate {
-                    Fate::Trivial => None,
-                    Fate::Row(payment, due_ms) => Some(row(payment, due_ms)),
-                    Fate::Ask => match answered.next() {
-                        Some((_, Some(Ok(Standing::Captured)))) => None,
-                        Some((operation, Some(Err(trouble))))
-                            if operation == Operation::Query || trouble != Trouble::Unknown =>
-                        {
-                            troubled = Some(trouble);
-                            stopped_at.get_or_insert(off);
-                            None
-                        }
-                        Some((_, None)) | None => {
-                            stopped_at.get_or_insert(off);
-                            None
-                        }
-                        Some((operation, answer)) => {
-                            let mut open = row(Payment::at(Stage::Capturing), now_ms);
-                            self.apply(&mut open, operation, answer);
-                            Some(open)
-                        }
-                    },
-                };
-                if stopped_at.is_none() {
-                    round.rows.extend(open);
-                    passed += 1;
-                }
-            }
-            if let Some(part) = self.parts.get_mut(&number) {
-                part.suspect = part.suspect.saturating_sub(passed);
-                part.position.settled = stopped_at.unwrap_or(end);
-                round.positions.push(part.position);
-            }
-        }
-        self.calm = match troubled {
-            Some(trouble) => {
-                let failures = self.calm.0.saturating_add(1);
-                let wait = backoff::wait(trouble, failures, fastrand::f64());
-                (failures, Some(Instant::now() + wait))
-            }
-            None if any => (0, None),
-            None => self.calm,
-        };
     }
 
     /// Tells what is settled and was not told.
@@ -571,23 +443,4 @@ impl<'r> Session<'r> {
         }
         positions
     }
-}
-
-/// What is to be asked about a payment.
-fn job(subject: &Subject, payment: &Payment) -> Option<Job> {
-    let Next::Call(operation) = payment.next() else {
-        return None;
-    };
-    let mut key = format!("{}/{}", subject.tenant, subject.event_id);
-    if !fail::safeguard("idempotency-key") {
-        // Another key with each call: the rail cannot know what it has done.
-        key.push_str(&format!("/{}", fastrand::u64(..)));
-    }
-    let order = Order {
-        key,
-        account: subject.account_id.clone(),
-        amount: subject.amount.to_string(),
-        currency: subject.currency.clone(),
-    };
-    Some(Job { operation, order })
 }

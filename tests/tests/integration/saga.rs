@@ -19,6 +19,8 @@ use sqlx::PgConnection;
 /// Seconds that a review waits.
 const DEADLINE_S: u32 = 20;
 
+/// More than a new runner suspects of each partition.
+const FIRST: usize = 4_000;
 /// How long the rail is away.
 const OUTAGE: Duration = Duration::from_secs(5);
 /// From one look at the breaker to the next.
@@ -128,6 +130,50 @@ fn what_is_approved_is_captured_and_costs_one_row() {
             "only the review"
         );
         assert_eq!(count(&mut connection, "SELECT count(*) FROM open_reviews").await?, 1);
+        Ok(())
+    });
+}
+
+/// Waits until the saga has come to every payment.
+async fn passed(stack: &Stack, connection: &mut PgConnection) -> Result<()> {
+    topics::consumed(stack).await?;
+    ledger::settled(connection).await?;
+    let behind = "SELECT count(*) FROM part_owner o LEFT JOIN saga_owner s USING (part) \
+        WHERE coalesce(s.settled, 0) < o.watermark";
+    wait::until("the saga has come to every payment", async || {
+        Ok((count(connection, behind).await? == 0).then_some(()))
+    })
+    .await
+}
+
+/// It knows one key for payments of several accounts that have one event_id.
+#[test]
+fn a_payment_that_the_rail_rejects_holds_up_nobody_else() {
+    on_prepared(Options::default(), async |stack| {
+        let _rail = start(stack, 3_600).await?;
+        let tenant = stack.tenant();
+        let mut connection = ledger::connect(stack).await?;
+        // At first the rail is asked what it knows of a key, because an earlier runner may have asked for the payment.
+        let url = stack.gateway_url();
+        let mut session = Session::open(&url, &tenant.key, "rejected").await?;
+        session.store(&events::payments("first", FIRST)).await?;
+        passed(stack, &mut connection).await?;
+        let first = events::payment("same-0");
+        let same = (1..12).map(|number| pb::Event {
+            event_id: first.event_id.clone(),
+            ..events::payment(&format!("same-{number}"))
+        });
+        let mut payments: Vec<pb::Event> = std::iter::once(first.clone()).chain(same).collect();
+        payments.extend(events::payments("plain", 50));
+        session.store(&payments).await?;
+        passed(stack, &mut connection).await?;
+        let rejected = count(&mut connection, "SELECT count(*) FROM saga WHERE state = 'CAPTURING'").await?;
+        let decided = count(&mut connection, "SELECT count(*) FROM ledger").await?;
+        let plain = i64::try_from(FIRST)? + 50;
+        assert_eq!(rejected, decided - plain - 1, "one of them was captured");
+        ensure!(rejected > 0, "all accounts are in one partition");
+        let others = "SELECT count(*) FROM saga WHERE state <> 'CAPTURING' OR account_id NOT LIKE 'same%'";
+        assert_eq!(count(&mut connection, others).await?, 0, "no other payment waits");
         Ok(())
     });
 }
