@@ -211,6 +211,13 @@ impl Config {
         self.with_extra(config)
     }
 
+    /// The same, of leaders only, whatever rack this is in: what follows a leader ends sooner than the leader says.
+    pub fn leaders_reader(&self, isolation: Isolation) -> ClientConfig {
+        let mut config = self.reader(isolation);
+        config.set("client.rack", "");
+        config
+    }
+
     /// Reads the offsets that `group` committed, without joining it. Under [`Isolation::ReadCommitted`] the answer is
     /// stable: offsets of an open transaction are waited for.
     pub fn offsets_of(&self, group: &str, isolation: Isolation) -> ClientConfig {

@@ -51,7 +51,7 @@ impl Scanner {
     /// [`error::Consumer::Create`].
     pub fn new(config: &Config, isolation: Isolation) -> Result<Self, error::Consumer> {
         let reader = config
-            .reader(isolation)
+            .leaders_reader(isolation)
             .create_with_context(context::Consumer)
             .map_err(error::Consumer::Create)?;
         Ok(Self { reader })
@@ -114,6 +114,11 @@ impl Scanner {
             match self.reader.poll(POLL) {
                 Some(Ok(message)) => {
                     let Some(left) = open.get_mut(&message.partition()) else {
+                        // What is through is not read on, or the others would never be seen to be at their ends.
+                        let mut done = TopicPartitionList::new();
+                        done.add_partition(topic, message.partition());
+                        let paused = self.reader.pause(&done);
+                        paused.map_err(|cause| error::Consumer::Control { step: "pause", cause })?;
                         continue;
                     };
                     if message.offset() < left.end

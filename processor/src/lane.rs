@@ -25,6 +25,7 @@ use crate::dead_letter::Kind;
 use crate::decode::{self, Decoder, Failure};
 use crate::ledger::{self, Owner, Rows};
 use crate::linger;
+use crate::links::{self, Links};
 use crate::metrics::{Metrics, Step};
 use crate::publish;
 use crate::replay::{Kept, Replayed};
@@ -85,28 +86,6 @@ pub(crate) struct Part {
     pub(crate) snapshot: Due,
 }
 
-/// What has to be new after a failure.
-pub(crate) struct Links<W: World> {
-    pub(crate) ledger: Option<W::Books>,
-    pub(crate) publisher: Option<W::Transactions>,
-}
-
-impl<W: World> Links<W> {
-    const NONE: Self = Self {
-        ledger: None,
-        publisher: None,
-    };
-}
-
-/// Takes in how long the end of a producer's transaction took to be answered. It has ended; but where a copy of the request
-/// may still be on its way, the producer is given up, so that the next one makes the broker refuse it.
-pub(crate) fn ended<P>(publisher: &mut Option<P>, step: &'static str, took: Duration) {
-    if let Err(doubtful) = publish::sent_once(step, took, publish::DOUBTFUL_END) {
-        tracing::warn!(%doubtful, "going on with a new producer");
-        *publisher = None;
-    }
-}
-
 /// Why a lane stopped in the middle of something. Everything but a dead consumer is answered by a takeover.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -141,15 +120,8 @@ pub enum Error {
     #[error("a record of partition {0} came, which was not taken over")]
     NotOwned(i32),
     /// The log gives what was decided already: it ends before the group's offset, and is read from its beginning.
-    #[error("the record at {partition}:{offset} came, but everything before {next} is decided")]
-    Behind {
-        /// The partition of the payments.
-        partition: i32,
-        /// The record's offset.
-        offset: i64,
-        /// The offset that is next.
-        next: i64,
-    },
+    #[error("the record at {0}:{1} came, but everything before {2} is decided")]
+    Behind(i32, i64, i64),
 }
 
 /// What a lane and the process tell each other.
@@ -239,9 +211,9 @@ impl<W: World> Lane<'_, W> {
             || self.world.now(),
         )? {
             Collected::Rebalanced => {
-                for partition in self.parts.keys() {
+                let topic = &self.settings.topics.payments;
+                for partition in &self.assignment.partitions {
                     // It is another member's to tell.
-                    let topic = &self.settings.topics.payments;
                     self.settings.kafka_metrics.forget_lag(topic, *partition);
                 }
                 self.park();
@@ -307,7 +279,7 @@ impl<W: World> Lane<'_, W> {
             let refused = self.world.now();
             self.publisher()?.abort()?;
             let aborting = self.world.now().duration_since(refused);
-            ended(&mut self.links.publisher, "aborting", aborting);
+            links::ended(&mut self.links.publisher, "aborting", aborting);
             let known = self.ledger()?.known(&batch.keys())?;
             if batch.resolve(known) == 0 {
                 return Err(Error::Unresolved);
@@ -339,11 +311,7 @@ impl<W: World> Lane<'_, W> {
             let (partition, offset) = (message.partition(), message.offset());
             let part = self.parts.get_mut(&partition).ok_or(Error::NotOwned(partition))?;
             if offset < part.next {
-                return Err(Error::Behind {
-                    partition,
-                    offset,
-                    next: part.next,
-                });
+                return Err(Error::Behind(partition, offset, part.next));
             }
             batch.ends.insert(partition, offset + 1);
             let mut input = match self.decoder.decode(message) {
@@ -456,7 +424,7 @@ impl<W: World> Lane<'_, W> {
         publisher.commit()?;
         timer.lap(Step::Commit);
         let committing = self.world.now().duration_since(prepared);
-        ended(&mut self.links.publisher, "committing", committing);
+        links::ended(&mut self.links.publisher, "committing", committing);
         self.mark_flushed(&owners);
         Ok(())
     }
@@ -563,6 +531,9 @@ impl<W: World> Lane<'_, W> {
             return;
         }
         self.measured = now;
+        if self.owed.is_some() {
+            self.settings.kept.need(now, &self.assignment.partitions);
+        }
         self.settings.kept.forget(now);
         let sizes = self.parts.values().map(|part| part.state.sizes());
         self.settings.metrics.remembered(self.number, sizes.sum());

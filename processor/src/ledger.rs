@@ -133,6 +133,7 @@ pub(crate) trait Open: Books + Sized {
 
 impl Open for Ledger {
     fn open(url: &str, topic: &str, run: Uuid) -> Result<Self, Error> {
+        const WHAT: &str = "bound its waiting for locks";
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("ledger")
@@ -140,8 +141,8 @@ impl Open for Ledger {
             .build()?;
         let connection = runtime.block_on(async {
             let mut connection = connect(url).await?;
-            let bound = connection.execute(BOUND_WAITING).await;
-            bound.map_err(failed("bound its waiting for locks"))?;
+            let bound = timeout(TIMEOUT, connection.execute(BOUND_WAITING)).await;
+            bound.map_err(|_| Error::Timeout(WHAT))?.map_err(failed(WHAT))?;
             Ok::<_, Error>(connection)
         })?;
         Ok(Self {
@@ -289,6 +290,17 @@ impl Books for Ledger {
         } else {
             Err(Error::Forgotten)
         }
+    }
+
+    fn newest(&mut self, part: i32, below: i64) -> Result<Option<(i64, Uuid)>, Error> {
+        const SQL: &str = "SELECT off, event_id FROM ledger WHERE part = $1 AND off < $2 ORDER BY off DESC LIMIT 1";
+        self.call("look for the newest row", async move |connection| {
+            Ok(sqlx::query_as(SQL)
+                .bind(part)
+                .bind(below)
+                .fetch_optional(connection)
+                .await?)
+        })
     }
 
     fn holds(&mut self, part: i32, off: i64) -> Result<bool, Error> {

@@ -74,6 +74,16 @@ impl Kept {
         Some(replayed)
     }
 
+    /// Somebody will ask for these partitions, when it can.
+    pub(crate) fn need(&self, now: Instant, partitions: &[i32]) {
+        let mut kept = self.lock();
+        for partition in partitions {
+            if let Some((since, _)) = kept.get_mut(partition) {
+                *since = now;
+            }
+        }
+    }
+
     /// Gives up what has been here for long: its partition is another process's for good.
     pub(crate) fn forget(&self, now: Instant) {
         let is_old = |(since, _): &(Instant, Replayed)| now.saturating_duration_since(*since) > KEPT_FOR;
@@ -390,8 +400,10 @@ mod tests {
         let empty = || Replayed::empty(LATENESS_US, RuleSet::built_in(), 0);
         kept.put(start, 1, empty());
         kept.put(start + SECOND, 2, empty());
+        kept.put(start, 3, empty());
+        kept.need(start + SECOND, &[3, 4]);
         kept.forget(start + KEPT_FOR + SECOND);
-        assert!(kept.take(1).is_none() && kept.take(2).is_some());
+        assert!(kept.take(1).is_none() && kept.take(2).is_some() && kept.take(3).is_some());
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl<B: Open> World for Servers<B> {
     }
 
     fn reader(&self, topic: &str, isolation: Isolation) -> Result<Self::Reader, error::Consumer> {
-        Consumer::new(&self.kafka.reader(isolation), DefaultConsumerContext, topic)
+        Consumer::new(&self.kafka.leaders_reader(isolation), DefaultConsumerContext, topic)
     }
 
     fn books(&self, settings: &Settings) -> Result<B, ledger::Error> {

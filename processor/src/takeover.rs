@@ -10,12 +10,14 @@ use sluice_kafka::{error, fail};
 
 use crate::consume::Assignment;
 use crate::decode::Decoder;
-use crate::lane::{self, Links, Part, Settings};
+use crate::lane::{Part, Settings};
 use crate::ledger::{self, Owner};
+use crate::links::{self, Links};
 use crate::publish;
 use crate::refill::{self, Doubt};
 use crate::replay::{self, Replayed};
 use crate::rule_archive;
+use crate::same_log;
 use crate::world::{Books, Member, Reader, Transactions, World};
 
 /// How much longer than a transaction's timeout the stable offsets are waited for: the broker looks for transactions to
@@ -51,6 +53,9 @@ pub enum Error {
     /// Rebuilding the state.
     #[error(transparent)]
     Replay(#[from] replay::Error),
+    /// The topic is not the one that the ledger is about.
+    #[error(transparent)]
+    OtherLog(#[from] same_log::Error),
     /// The group's offset is none that the ledger and the log allow. Going on would remove rows of committed decisions, or
     /// decide payments again.
     #[error(
@@ -74,7 +79,9 @@ impl Error {
     pub(crate) fn is_cancelled(&self) -> bool {
         matches!(
             self,
-            Self::Refill(refill::Error::Cancelled) | Self::Replay(replay::Error::Cancelled)
+            Self::Refill(refill::Error::Cancelled)
+                | Self::Replay(replay::Error::Cancelled)
+                | Self::OtherLog(same_log::Error::Cancelled)
         )
     }
 }
@@ -134,9 +141,21 @@ pub(crate) fn take_over<W: World>(
         && let Some(publisher) = &mut links.publisher
     {
         let aborting = prove(world, publisher, partitions, membership)?;
-        lane::ended(&mut links.publisher, "aborting", aborting);
+        links::ended(&mut links.publisher, "aborting", aborting);
     }
     fail::point("takeover.proof")?;
+
+    // The offsets mean something only in the log that the ledger is about.
+    let mut rows = BTreeMap::new();
+    for Owner { part, watermark, .. } in &owners {
+        let newest = ledger.newest(*part, *watermark)?;
+        rows.extend(
+            newest
+                .filter(|(off, _)| *off >= offsets[part].low)
+                .map(|row| (*part, row)),
+        );
+    }
+    same_log::check(world, &settings.topics.payments, decoder, rows, &mut goes_on)?;
 
     // 5. Postgres: what became visible and was lost since. The next step moves the watermark by which that is noticed.
     let doubts = owners.iter().map(|owner| Doubt {
@@ -312,7 +331,8 @@ fn stable_offsets(settings: &Settings, consumer: &impl Member, owners: &[Owner])
             None => forgotten_offset(owner, low, high),
         };
         let Owner { part, watermark, .. } = *owner;
-        // The watermark is set after the offset is committed, and a leader tells no end that it is not sure of.
+        // The watermark is set after the offset is committed, and a leader tells no end that it is not sure of: what a deposed one
+        // says that does not know it yet is tried again.
         if committed < watermark || committed > high {
             return Err(Error::Contradiction {
                 part,
@@ -338,7 +358,7 @@ fn stable_offsets(settings: &Settings, consumer: &impl Member, owners: &[Owner])
 /// Kafka forgets a group's offsets when it was gone for long (a week, by default). The ledger's watermark was written
 /// after an offset was committed, so that it is as good, unless the topic is a new one with the old name.
 fn forgotten_offset(owner: &Owner, low: i64, high: i64) -> i64 {
-    if (low + 1..=high).contains(&owner.watermark) {
+    if (1..=high).contains(&owner.watermark) {
         tracing::warn!(
             partition = owner.part,
             watermark = owner.watermark,

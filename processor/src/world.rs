@@ -13,6 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, OwnedHeaders, OwnedMessage};
 use sluice_kafka::config::Isolation;
 use sluice_kafka::error;
+use uuid::Uuid;
 
 use crate::batch::Output;
 use crate::consume::Assignment;
@@ -129,6 +130,9 @@ pub(crate) trait Books {
     /// Makes sure that the ledger still has these epochs and watermarks. A server that took over from another may have
     /// lost them, and the rows with them.
     fn confirm(&mut self, owners: &[Owner]) -> Result<(), ledger::Error>;
+
+    /// The newest row below this offset: its own, and the payment's event_id.
+    fn newest(&mut self, part: i32, below: i64) -> Result<Option<(i64, Uuid)>, ledger::Error>;
 
     /// Whether there is a row for this offset.
     fn holds(&mut self, part: i32, off: i64) -> Result<bool, ledger::Error>;

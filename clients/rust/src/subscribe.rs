@@ -214,6 +214,8 @@ impl Subscriber {
             }
             match self.received.recv().await {
                 Some(Ok((decisions, token))) => {
+                    // What was passed over before them stays behind.
+                    self.token = self.token();
                     self.waiting = decisions.into();
                     self.waiting_token = token;
                 }

@@ -80,7 +80,13 @@ impl Measured {
     pub(crate) fn tick(&mut self, shared: &SharedRef) -> Result<()> {
         let to_ns = shared.clock.now_ns();
         let tallies = shared.recorder.drain();
+        let taken = {
+            let feed = shared.feed.lock();
+            feed.is_dry().then(|| feed.taken())
+        };
         let due = self.due_by(to_ns).map(|due| {
+            // Of a file that is at its end nothing else is due.
+            let due = taken.unwrap_or(due).max(self.due_before);
             let new = due - self.due_before;
             self.due_before = due;
             new

@@ -51,6 +51,10 @@ impl Books for NoLedger {
         Ok(())
     }
 
+    fn newest(&mut self, _part: i32, _below: i64) -> Result<Option<(i64, Uuid)>, Error> {
+        Ok(None)
+    }
+
     /// Nothing is missing, so that nothing is filled in.
     fn holds(&mut self, _part: i32, _off: i64) -> Result<bool, Error> {
         Ok(true)

@@ -39,7 +39,10 @@ pub(super) fn check(core: &mut Core, published: &BTreeMap<i32, Vec<Published>>) 
         if log.end(Isolation::ReadCommitted) < log.entries.len() {
             wrong.push(format!("6 epochs: a transaction in {part} is open for ever"));
         }
-        let (visible, attempts) = decisions(&log.entries);
+        let (visible, attempts, hidden) = decisions(&log.entries);
+        if hidden > 0 {
+            wrong.push(format!("1 once: {hidden} decisions of {part} are committed again"));
+        }
         for (offset, record) in (0_i64..).zip(records) {
             let (seen, letters) = (
                 count(&visible, offset),
@@ -69,10 +72,10 @@ fn count(decisions: &[Decision], offset: i64) -> usize {
         .count()
 }
 
-/// What a subscriber sees, and what was tried in vain.
-fn decisions(entries: &[Entry]) -> (Vec<Decision>, Vec<Decision>) {
+/// What a subscriber sees, what was tried in vain, and how many committed ones a subscriber passes over.
+fn decisions(entries: &[Entry]) -> (Vec<Decision>, Vec<Decision>, usize) {
     let (mut visible, mut attempts) = (Vec::new(), Vec::new());
-    let mut highest = -1;
+    let (mut highest, mut hidden) = (-1, 0);
     for entry in entries {
         let payload = entry.record.as_ref().and_then(|record| record.payload.as_deref());
         let Some(Ok(decision)) = payload.map(|bytes| DECISIONS.with(|decoder| decoder.decode(bytes))) else {
@@ -83,10 +86,11 @@ fn decisions(entries: &[Entry]) -> (Vec<Decision>, Vec<Decision>) {
             highest = decision.source_offset;
             visible.push(decision);
         } else {
+            hidden += usize::from(entry.fate == Fate::Committed);
             attempts.push(decision);
         }
     }
-    (visible, attempts)
+    (visible, attempts, hidden)
 }
 
 /// The types of the committed dead letters of each offset.

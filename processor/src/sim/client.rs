@@ -411,6 +411,16 @@ impl<'y> Books for Connection<'y> {
         }
     }
 
+    fn newest(&mut self, part: i32, below: i64) -> Result<Option<(i64, uuid::Uuid)>, ledger::Error> {
+        match self
+            .wire
+            .run(self.server, "look for the newest row", Statement::Newest(part, below))?
+        {
+            Answer::Newest(newest) => Ok(newest),
+            _ => Err(ledger::Error::Busy),
+        }
+    }
+
     fn refill(&mut self, owner: Owner, rows: &mut Rows) -> Result<Option<Refilled>, ledger::Error> {
         let statement = Statement::Refill(owner, postgres::rows(rows.finish()));
         match self.wire.run(self.server, "fill rows in", statement)? {

@@ -37,6 +37,7 @@ pub(super) enum Statement {
     Refill(Owner, Vec<Row>),
     Confirm(Vec<Owner>),
     Holds(i32, i64),
+    Newest(i32, i64),
     Known(Vec<Key>),
 }
 
@@ -48,6 +49,7 @@ pub(super) enum Answer {
     Compensated(Vec<Compensated>),
     Refilled(Option<Refilled>),
     Holds(bool),
+    Newest(Option<(i64, Uuid)>),
     Known(Vec<(Key, Content)>),
     Fenced,
     Conflict,
@@ -191,6 +193,11 @@ impl Tables {
                 self.owners.get(&owner.part) == Some(&(owner.epoch, owner.watermark)) || !fail::safeguard("watermark")
             }))),
             Statement::Holds(part, off) => Ok(Answer::Holds(self.rows.contains_key(&(part, off)))),
+            Statement::Newest(part, below) => {
+                let rows = self.rows.range((part, i64::MIN)..(part, below));
+                let newest = rows.last().map(|(_, row)| (row.off, row.event_id));
+                Ok(Answer::Newest(newest))
+            }
             Statement::Known(keys) => {
                 let known = keys.into_iter().filter_map(|key| {
                     let row = &self.rows[&(key.0, *self.ids.get(&(key.0, key.2))?)];
@@ -208,7 +215,7 @@ impl Postgres {
         if server != self.server {
             return Answer::Cut;
         }
-        if let Statement::Confirm(_) | Statement::Holds(..) | Statement::Known(_) = &statement {
+        if let Statement::Confirm(_) | Statement::Holds(..) | Statement::Newest(..) | Statement::Known(_) = &statement {
             return self.tables.write(statement).unwrap_or_else(|refusal| refusal);
         }
         let before = self.tables.clone();
