@@ -34,6 +34,8 @@ command_test() {
   check_docker_files || code=1
   start_clean
   run_tests "$@" || code=$?
+  # What injects faults is only there where faults are injected.
+  (($# > 0)) || cargo test --release -p sluice-kafka --features failpoints --lib fail 9>&- || code=1
   # A run of everything breaks the servers too.
   (($# > 0)) || "$BIN/sluice-chaos" --short 9>&- || code=1
   (($# > 0)) || "$BIN/sluice-sim" --trials "$SIM_TEST_TRIALS" || code=1

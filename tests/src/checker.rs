@@ -324,17 +324,13 @@ pub fn delivery(
             );
             continue;
         };
-        let outcome = decision.outcome().as_str_name().trim_start_matches("OUTCOME_");
-        let told = (id.as_str(), outcome, decision.score, decision.late);
-        let decided = (
-            promised.event_id.to_string(),
-            promised.outcome.as_str(),
-            promised.score,
-            promised.late,
-        );
-        let decided = (decided.0.as_str(), decided.1, decided.2, decided.3);
-        violations.require(told == decided, Delivery, || {
-            format!("a decision was delivered differently: {told:?}, not {decided:?}")
+        // When it was decided, and its trace, are the record's and not the decision's.
+        let decided = pb::FraudDecision {
+            decided_at: decision.decided_at,
+            ..promised.to_pb(0, &decision.traceparent)
+        };
+        violations.require(*decision == decided, Delivery, || {
+            format!("a decision was delivered differently: {decision:?}, not {decided:?}")
         });
     }
     for (at, decision) in &promised {

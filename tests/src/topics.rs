@@ -354,8 +354,11 @@ fn caught_up(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Op
     asked.add_partition_range(topic, 0, partitions - 1);
     let committed = match consumer.committed_offsets(asked, Timeout::from(wait::SOON)) {
         Ok(committed) => committed,
-        // A transaction that is open over the offsets makes them unstable for a moment.
-        Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnstableOffsetCommit)) => return Ok(None),
+        // A transaction that is open over the offsets makes them unstable for a moment, and a broker that has just come back does not
+        // know its groups yet.
+        Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnstableOffsetCommit | RDKafkaErrorCode::NotCoordinator)) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error).context("cannot read the committed offsets"),
     };
     let mut offsets = Vec::new();

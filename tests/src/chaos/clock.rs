@@ -91,10 +91,13 @@ pub async fn run(world: &mut World) -> Result<()> {
         world.recovered(Instant::now()).await?;
         let written = std::fs::read(&log)?.split_off(before);
         let written = String::from_utf8_lossy(&written);
-        ensure!(
-            [started, shown(seconds)].iter().any(|hour| written.contains(hour)),
-            "{part:?} does not see that its clock is {seconds} s ahead: {written}"
-        );
+        // A smaller step leaves the hour as it was.
+        if seconds.abs() >= HOUR_S {
+            ensure!(
+                [started, shown(seconds)].iter().any(|hour| written.contains(hour)),
+                "{part:?} does not see that its clock is {seconds} s ahead: {written}"
+            );
+        }
     }
     Ok(())
 }

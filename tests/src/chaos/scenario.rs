@@ -253,12 +253,13 @@ async fn zombie(world: &mut World) -> Result<()> {
         world.stack.ready().await?;
         let armed = Armed::choose(&mut world.rng, &PROCESSOR[..9], &[Fault::Stop]);
         world.strike(asleep, armed).await?;
+        let since = Instant::now();
         let partitions = usize::try_from(world.stack.partitions())?;
         wait::until("the other processor has taken everything over", async || {
             Ok((world.owned_by(number).await? == partitions).then_some(()))
         })
         .await?;
-        world.recovered(Instant::now()).await?;
+        world.recovered(since).await?;
         // It goes on in the middle of its batch, and knows nothing.
         world.go_on(asleep)?;
         world.recovered(Instant::now()).await?;

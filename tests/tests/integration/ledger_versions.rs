@@ -159,7 +159,7 @@ fn old_rows_are_detached_and_everything_goes_on() {
         subscription.decided(std::slice::from_ref(&review.event_id)).await?;
         let mut connection = ledger::connect(stack).await?;
         let cancelled = &old[0].event_id;
-        money::settle(stack, &tenant, ("old", cancelled), SettleAction::Cancel).await?;
+        money::settle(stack, &tenant, ("old-0", cancelled), SettleAction::Cancel).await?;
         wait::until("the payment is taken back", async || {
             let refunded = "SELECT count(*) FROM saga WHERE state = 'REFUNDED' AND notified";
             Ok((count(&mut connection, refunded).await? == 1).then_some(()))

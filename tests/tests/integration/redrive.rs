@@ -137,8 +137,8 @@ fn a_letter_whose_fault_is_gone_is_decided() {
     on_own(Options::default(), async |stack| {
         let tenant = stack.tenant();
         let mut subscription = Subscription::open(&stack.gateway_url(), &tenant.key).await?;
-        // Two seconds beyond the fifteen minutes that a date may lie ahead.
-        let (early, id) = record_of_tomorrow(stack, &tenant, 902_000_000).await?;
+        // Twenty seconds beyond the fifteen minutes that a date may lie ahead.
+        let (early, id) = record_of_tomorrow(stack, &tenant, 920_000_000).await?;
         write_payment(stack, &tenant.name, "redriven", early).await?;
         ensure!(letters(stack, &tenant).await?.len() == 1);
         sluice_tests::wait::until("the letter is driven again in time", async || {

@@ -5,8 +5,9 @@ use sluice_proto::pb;
 use sluice_tests::checker::{self, Expected};
 use sluice_tests::events;
 use sluice_tests::proxy::Proxy;
-use sluice_tests::run::on_shared;
+use sluice_tests::run::{on_own, on_shared};
 use sluice_tests::session::{Session, authorized};
+use sluice_tests::stack::Options;
 use sluice_tests::traffic::Traffic;
 
 #[test]
@@ -49,7 +50,8 @@ fn a_session_goes_on_after_what_was_settled() {
 
 #[test]
 fn publishing_and_receiving_survive_cut_connections() {
-    on_shared(async |stack| {
+    // The whole promise is checked, of everything in the topics.
+    on_own(Options::default(), async |stack| {
         let (publishing, receiving) = (
             Proxy::start(stack.gateway_address()).await?,
             Proxy::start(stack.gateway_address()).await?,

@@ -19,9 +19,12 @@ const PREPARED: &str = "INSERT INTO ledger (part, off, tenant, event_id, account
     now(), 'DECLINE', 1, '{}', 'none', false, epoch, gen_random_uuid() FROM part_owner WHERE part = $1";
 
 /// What a replica remembers that was behind, or a backup.
-const FAILED_OVER: &str = "UPDATE part_owner o SET watermark = (SELECT coalesce(min(off), 0) + 10 FROM ledger l \
-    WHERE l.part = o.part); \
+const FAILED_OVER: &str = "UPDATE part_owner o SET watermark = least(watermark, (SELECT coalesce(min(off), 0) + 10 \
+    FROM ledger l WHERE l.part = o.part)); \
     DELETE FROM ledger l USING part_owner o WHERE l.part = o.part AND l.off >= o.watermark";
+/// Turns an id into another one, and back.
+const INVERSE: &str = "CREATE OR REPLACE FUNCTION event_id_of(uuid) RETURNS uuid LANGUAGE sql IMMUTABLE AS \
+    $$ SELECT reverse(replace($1::text, '-', ''))::uuid $$";
 /// A database without a backup.
 const CREATED_ANEW: &str = "TRUNCATE ledger, part_owner";
 
@@ -80,6 +83,54 @@ fn committed_rows_that_postgres_lost_are_filled_in_again() {
             .await?;
             checker::check(stack, &Expected::all(&tenant.name, &payments)).await?;
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn offsets_that_contradict_the_ledger_change_nothing() {
+    on_own(Options::default(), async |stack| {
+        let tenant = stack.tenant();
+        let url = stack.gateway_url();
+        let mut subscription = Subscription::open(&url, &tenant.key).await?;
+        let mut session = Session::open(&url, &tenant.key, "contradicted").await?;
+        let (before, after) = (
+            events::payments("contradicted", 40),
+            events::payments("contradicted", 8),
+        );
+        session.store(&before).await?;
+        subscription.decided(&events::ids(&before)).await?;
+        let mut connection = ledger::connect(stack).await?;
+        ledger::settled(&mut connection).await?;
+        for (what, back, said) in [
+            (
+                "UPDATE part_owner SET watermark = watermark + 1000000 WHERE watermark > 0",
+                "UPDATE part_owner SET watermark = watermark - 1000000 WHERE watermark > 1000000",
+                "one of them was reset or replaced",
+            ),
+            (
+                "UPDATE ledger SET event_id = event_id_of(event_id)",
+                "UPDATE ledger SET event_id = event_id_of(event_id)",
+                "the topic or the database was replaced",
+            ),
+        ] {
+            stack.processor(0)?.terminate().await?;
+            sqlx::raw_sql(INVERSE).execute(&mut connection).await?;
+            sqlx::raw_sql(what).execute(&mut connection).await?;
+            stack.start_processor(0)?;
+            let log = stack.processor(0)?.log().to_owned();
+            wait::until("the lane says what is wrong", async || {
+                Ok(std::fs::read_to_string(&log)?.contains(said).then_some(()))
+            })
+            .await?;
+            assert_eq!(rows(&mut connection).await?, 40, "{what}: nothing is removed");
+            sqlx::raw_sql(back).execute(&mut connection).await?;
+            stack.ready().await?;
+        }
+        session.store(&after).await?;
+        subscription.decided(&events::ids(&after)).await?;
+        let payments = [before, after].concat();
+        checker::check(stack, &Expected::all(&tenant.name, &payments)).await?;
         Ok(())
     });
 }

@@ -97,9 +97,9 @@ impl Report {
         }
     }
 
-    /// Whether nothing was wrong.
+    /// Whether nothing was wrong, and nothing grew as far as it can be told.
     pub fn passed(&self) -> bool {
-        self.violations.is_empty()
+        self.violations.is_empty() && self.trends().iter().all(|trend| trend.flat)
     }
 
     /// How far it has come.
